@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from osscl_lite.data import load_features, load_waveforms
+from osscl_lite.data import load_features, load_waveforms, take
 from osscl_lite.errors import BadInput
 from osscl_lite.features import FrontEnd, LogMel
 from osscl_lite.files import read_tensors, write_tensors
@@ -222,5 +222,5 @@ def read_batches(recipe: Recipe, clips: pd.DataFrame, batch_size: int) -> Iterat
     """Float batches of ``read_inputs`` in row order; waveforms scaled to [-1, 1)."""
     inputs = read_inputs(recipe, clips) if len(clips) else ()
     for start in range(0, len(inputs), batch_size):
-        batch = torch.from_numpy(np.array(inputs[start : start + batch_size]))
-        yield batch / 32768 if batch.dtype == torch.int16 else batch
+        rows = np.arange(start, min(start + batch_size, len(inputs)))
+        yield take(inputs, rows, "cpu") if recipe.input == "waveform" else torch.from_numpy(inputs[rows])

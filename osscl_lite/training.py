@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from osscl_lite.data import fingerprint, load_features, machine_names
+from osscl_lite.data import fingerprint, load_features, machine_names, take
 from osscl_lite.detector import Detector, read_inputs
 from osscl_lite.errors import BadInput
 from osscl_lite.features import LogMel
@@ -34,7 +34,7 @@ class Pictures:
     y: Tensor  # (N,)
 
     def take(self, rows: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        waveforms = None if self.waveforms is None else self.waveforms[rows].float() / 32768
+        waveforms = None if self.waveforms is None else take(self.waveforms, rows, rows.device)
         return waveforms, self.log_mel[rows], self.y[rows]
 
 
@@ -281,8 +281,8 @@ def load_pictures(recipe: Recipe, clips: pd.DataFrame, y: Tensor, device: torch.
     front_end = LogMel(recipe.bands, recipe.sample_rate, recipe.n_fft, recipe.hop).to(device)
     log_mel = torch.empty(len(inputs), recipe.bands, recipe.frames, device=device)
     for start in range(0, len(inputs), 256):
-        chunk = torch.from_numpy(np.array(inputs[start : start + 256])).to(device)
-        log_mel[start : start + 256] = front_end(chunk.float() / 32768)
+        rows = np.arange(start, min(start + 256, len(inputs)))
+        log_mel[start : start + 256] = front_end(take(inputs, rows, device))
     waveforms = None if recipe.front_end == "logmel" else torch.from_numpy(np.array(inputs)).to(device)
     return Pictures(log_mel, waveforms, y.to(device))
 

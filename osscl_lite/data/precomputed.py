@@ -123,9 +123,12 @@ def _refuse(listing: Path, table: pd.DataFrame, bad: pd.Series, column: str, wan
 
 def _read(path: str) -> tuple[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile) or len(archive.files) != 1:
-                count = f"{len(archive.files)} arrays" if hasattr(archive, "files") else "no archive"
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("one array, no archive")
+            if len(archive.files) != 1:
+                count = len(archive.files)
                 raise BadInput(f"{path}: must hold exactly one array, it has {count}: save it with numpy.savez")
             name = archive.files[0]
             array = archive[name]
@@ -133,7 +136,7 @@ def _read(path: str) -> tuple[str, np.ndarray]:
         raise BadInput(f"{path}: no such file: check the folder and its clips.csv") from None
     except BadInput:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         text = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{path}: cannot be read as .npz ({text}): save it again with numpy.savez") from None
     if array.ndim != 3 or array.dtype.kind not in "fiu" or 0 in array.shape:

@@ -29,7 +29,7 @@ from osscl_lite.errors import BadClips, BadInput
 
 SAMPLE_RATE = 16_000  # Hz: what the challenge recorded, and what every front end here expects
 CHUNK = 256  # clips read or generated at a time
-LONG = 2_000  # from this many clips on, a progress bar
+LONG = 2_000  # from this many clips on, a progress bar on a terminal
 STALE = 3_600.0  # seconds without a write after which a temporary file belongs to a writer that is gone
 
 
@@ -191,11 +191,10 @@ def _identity(path: str) -> str:
 def _open(target: Path, shape: tuple[int, int]) -> np.ndarray | None:
     """The cached array, or None where there is none or it is damaged."""
     try:
-        kept = np.load(target, mmap_mode="r", allow_pickle=False)
+        kept = np.lib.format.open_memmap(target, mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    whole = target.stat().st_size == kept.offset + kept.nbytes if isinstance(kept, np.memmap) else False
-    return kept if whole and kept.shape == shape and kept.dtype == np.int16 else None
+    return kept if kept.shape == shape and kept.dtype == np.int16 else None
 
 
 def _write(clips: pd.DataFrame, samples: int, target: Path, problems: dict[int, str]) -> None:
@@ -234,7 +233,7 @@ def _write(clips: pd.DataFrame, samples: int, target: Path, problems: dict[int, 
 
 def _blocks(clips: pd.DataFrame, samples: int, problems: dict[int, str]) -> Iterator[np.ndarray]:
     """All clips in blocks of rows, int16 (<= CHUNK, samples); a row with a problem is silent and noted."""
-    bar = tqdm(total=len(clips), desc="waveforms", unit="clip", disable=len(clips) < LONG)
+    bar = tqdm(total=len(clips), desc="waveforms", unit="clip", mininterval=1.0, disable=None if len(clips) >= LONG else True)
     with bar:
         for start in range(0, len(clips), CHUNK):
             part = clips.iloc[start : start + CHUNK]

@@ -14,7 +14,7 @@ from osscl_lite.errors import BadClips, BadInput
 from osscl_lite.files import write_whole
 from osscl_lite.recipe import ROWS, SIZES, Recipe, recipe, replace
 from osscl_lite.record import record, run_name, summary
-from osscl_lite.training import DETECTOR, LOG, fit
+from osscl_lite.training import DETECTOR, LOG, fit, pick_device
 
 TYPES = sorted({name.partition("/")[0] for name in MACHINES})
 
@@ -122,7 +122,8 @@ def _chosen_recipe(options: argparse.Namespace) -> Recipe:
         if name not in kinds or not text:
             raise BadInput(f"--set {change}: write NAME=VALUE with one of {', '.join(kinds)}")
         try:
-            value = None if text == "none" else {int: int, float: float, int | None: int}.get(kinds[name], str)(text)
+            none = (name, text) == ("reduction", "none")
+            value = None if none else {int: int, float: float, int | None: int}.get(kinds[name], str)(text)
             chosen = replace(chosen, **{name: value})
         except ValueError as error:
             raise BadInput(f"--set {change}: {error}") from None
@@ -168,7 +169,7 @@ def _record(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    model = Detector.load(options.model, options.device)
+    model = Detector.load(options.model, pick_device(options.device))
     clips = clips_to_score(options.clips, options.machine)
     bad: dict[int, str] = {}
     try:
@@ -195,8 +196,8 @@ def clips_to_score(paths: Sequence[Path], machine: str | None) -> pd.DataFrame:
     """A table of clips from what the command line was given.
 
     Args:
-        paths: a challenge tree, folders of WAV files, WAV files, or one CSV table with a column path (relative to the
-            table's folder), and machine_type and machine_id or a ``machine`` for all.
+        paths: a challenge tree, a folder of precomputed features, folders of WAV files, WAV files, or one CSV table
+            with a column path (relative to its own folder), and machine_type and machine_id or a ``machine`` for all.
         machine: such as "fan/id_00", where paths do not tell.
 
     Raises:
@@ -204,6 +205,8 @@ def clips_to_score(paths: Sequence[Path], machine: str | None) -> pd.DataFrame:
     """
     if len(paths) == 1 and paths[0].suffix == ".csv":
         return _table_to_score(paths[0], machine)
+    if len(paths) == 1 and (paths[0] / "clips.csv").is_file():
+        return load_clips("features", root=paths[0])
     if len(paths) == 1 and paths[0].is_dir() and machine is None and not any(paths[0].glob("*.wav")):
         return load_clips("dcase2020", root=paths[0])
     files = []
@@ -232,7 +235,9 @@ def _table_to_score(path: Path, machine: str | None) -> pd.DataFrame:
     if not path.is_file():
         raise BadInput(f"{path}: no such table")
     try:
-        table = pd.read_csv(path, dtype=str)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if "index" in table:  # of precomputed features: the row in the file that path names
+            table["index"] = table["index"].astype("int64")
     except (ValueError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not a CSV table ({error})") from None
     if "path" not in table:

@@ -1,8 +1,8 @@
 """torchaudio, also beside a build of torch that its compiled extension does not fit.
 
-The registry's Linux wheels of torchaudio are linked against CUDA, so that beside a CPU build of torch the import ends in
-an OSError. The Mel filter bank and ``MelSpectrogram`` are plain Python and need no extension: where the import fails, an
-empty stand-in takes the extension's place. Nothing on disk is touched.
+Linux wheels of torchaudio are linked against CUDA, so that beside a CPU build of torch the import ends in an OSError.
+The Mel filter bank and ``MelSpectrogram`` are plain Python and need no extension: where the import fails, an empty
+stand-in takes the extension's place. Nothing on disk is touched.
 """
 
 import sys

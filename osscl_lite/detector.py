@@ -61,7 +61,7 @@ class Detector(nn.Module):
         r = recipe
         self.log_mel = LogMel(r.bands, r.sample_rate, r.n_fft, r.hop) if r.input == "waveform" else None
         self.standardise = Standardise(r.bands, r.frames) if r.input == "features" else nn.Identity()
-        self.front_end = FrontEnd(r.front_end, r.bands, r.frames, r.width)
+        self.front_end = FrontEnd(r.front_end, r.bands, r.frames, r.width, r.hop)
         self.network = MobileFaceNet(self.front_end.channels, r.bands, r.frames, r.width, r.embedding)
         self.network.to(memory_format=torch.channels_last)
         self.perturbation = (
@@ -102,9 +102,11 @@ class Detector(nn.Module):
             (B, E), each row of norm 1.
 
         Raises:
-            ValueError: if the clips are too short, of another shape, or hold NaN or infinite values.
+            ValueError: if the clips are too short, of another shape, no floats, or hold NaN or infinite values.
         """
         r = self.recipe
+        if not inputs.is_floating_point():
+            raise ValueError(f"expected floats, waveforms in [-1, 1], got {inputs.dtype}; divide int16 by 32768")
         if not torch.isfinite(inputs).all():
             raise ValueError("the clips hold NaN or infinite values")
         inputs = inputs.to(self.device, torch.float32)

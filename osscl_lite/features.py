@@ -111,19 +111,19 @@ class FrontEnd(nn.Module):
 
     Args:
         name: one of ``FRONT_ENDS``.
-        bands, frames: the picture's size; ``width``: the stem of TFgram.
+        bands, frames: the picture's size; ``width``: the stem of TFgram; ``hop``: the stride of Tgram.
 
     Shapes:
         waveforms (B, L), log_mel (B, bands, frames) -> (B, channels, bands, frames). Log-Mels come ready made: they do
         not learn, so training computes them once. ``waveforms`` may be None for ``logmel``.
     """
 
-    def __init__(self, name: str, bands: int = 128, frames: int = 313, width: int = 64) -> None:
+    def __init__(self, name: str, bands: int = 128, frames: int = 313, width: int = 64, hop: int = 512) -> None:
         super().__init__()
         if name not in FRONT_ENDS:
             raise ValueError(f"unknown front end {name!r}: choose one of {', '.join(FRONT_ENDS)}")
         self.channels = FRONT_ENDS[name]
-        self.tgram = TgramNet(bands, frames) if self.channels > 1 else None
+        self.tgram = TgramNet(bands, frames, hop=hop) if self.channels > 1 else None
         self.tfgram = TFgramNet(bands, frames, width) if self.channels > 2 else None
 
     def forward(self, waveforms: Tensor | None, log_mel: Tensor) -> Tensor:

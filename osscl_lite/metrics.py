@@ -23,9 +23,10 @@ def pauc(anomalous: ArrayLike, scores: ArrayLike, max_fpr: float = 0.1) -> float
 def evaluate(scores: ArrayLike, clips: pd.DataFrame) -> pd.DataFrame:
     """Score table of a detector: one row per machine ID, two per type, two for all.
 
-    The DCASE protocol averages AUC and pAUC over the IDs of a type (``mean``); the authors' program puts all scores of a
-    type on one ROC curve (``pooled``). Both stand here by name. mAUC is the minimum over the IDs of a type.
-    Rows of split test labelled normal or anomaly count; how many clips were left out stands in ``left_out``.
+    The DCASE protocol averages AUC and pAUC over the IDs of a type (``mean``); the authors' program puts all scores of
+    a type on one ROC curve (``pooled``). Both stand here by name. mAUC is the minimum over the IDs of a type.
+    Rows of split test labelled normal or anomaly count; how many were left out stands in ``left_out``
+    (type and all: also those of machine IDs without a usable clip, which have no row).
 
     Args:
         scores: one a row of ``clips``, higher is more anomalous; rows with a NaN score are left out.
@@ -55,7 +56,8 @@ def evaluate(scores: ArrayLike, clips: pd.DataFrame) -> pd.DataFrame:
             row = _row(machine_type, machine_id, "ID", group)
             row["left_out"] = int(left_out.get((machine_type, machine_id), 0))
             per_id.append(row)
-        counts = {key: sum(row[key] for row in per_id) for key in ("normal", "anomaly", "left_out")}
+        counts = {key: sum(row[key] for row in per_id) for key in ("normal", "anomaly")}
+        counts["left_out"] = int(left_out[machine_type].sum())
         mean = dict(machine_type=machine_type, machine_id="all", average="mean", mauc=_least(per_id), **counts)
         mean |= {key: _mean(per_id, key) for key in ("auc", "pauc")}
         pooled = _row(machine_type, "all", "pooled", of_type) | counts | {"mauc": mean["mauc"]}
@@ -64,7 +66,8 @@ def evaluate(scores: ArrayLike, clips: pd.DataFrame) -> pd.DataFrame:
         of_types = [row for row in rows if row["average"] == average]
         total = dict(machine_type="all", machine_id="all", average=average)
         total |= {key: _mean(of_types, key) for key in ("auc", "pauc", "mauc")}
-        rows.append(total | {key: sum(row[key] for row in of_types) for key in ("normal", "anomaly", "left_out")})
+        total |= {key: sum(row[key] for row in of_types) for key in ("normal", "anomaly")}
+        rows.append(total | {"left_out": int((~usable).sum())})
     columns = ["machine_type", "machine_id", "average", "auc", "pauc", "mauc", "normal", "anomaly", "left_out"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -103,7 +106,7 @@ def by_band(scores: ArrayLike, clips: pd.DataFrame) -> pd.DataFrame:
         DataFrame with columns band, auc, anomaly (number of clips).
     """
     table = clips.assign(score=np.asarray(scores, float))
-    table = table[table["split"].eq("test") & table["label"].isin(["normal", "anomaly"])]
+    table = table[table["split"].eq("test") & table["label"].isin(["normal", "anomaly"]) & table["score"].notna()]
     rows = []
     for band in sorted(set(table.loc[table["label"].eq("anomaly"), "band"])):
         values, count = [], 0

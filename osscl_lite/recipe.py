@@ -9,6 +9,22 @@ from typing import Any
 from osscl_lite.features import FRONT_ENDS, frames_of
 from osscl_lite.perturbation import ACTIVATIONS
 
+# What a value may be: field, lowest, highest. None is a reduction too: no head.
+RANGES: tuple[tuple[str, float, float], ...] = (
+    ("seconds", 0.1, 600),
+    ("bands", 1, 1024),
+    ("frames", 1, 100_000),
+    ("width", 1, 1024),
+    ("embedding", 1, 8192),
+    ("reduction", 1, 8192),
+    ("epochs", 1, 100_000),
+    ("batch_size", 2, 100_000),
+    ("learning_rate", 0, 10),
+    ("temperature", 1e-4, 100),
+    ("mixup_beta", 1e-3, 1e3),
+    ("holdout", 0, 0.9),
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -24,7 +40,7 @@ class Recipe:
     n_fft: int = 2048
     hop: int = 512
     bands: int = 128
-    frames: int = 313
+    frames: int = 313  # of waveforms: 1 + samples // hop, whatever is given here
     # The network
     width: int = 64
     embedding: int = 128  # E
@@ -63,8 +79,12 @@ class Recipe:
                 f"recipe {self.name}: {self.front_end} learns from waveforms, and precomputed features have none; "
                 "use a logmel recipe"
             )
-        if self.reduction is not None and self.reduction < 1:
-            raise ValueError(f"recipe {self.name}: reduction must be positive or None, got {self.reduction}")
+        for field, low, high in RANGES:
+            value = getattr(self, field)
+            if not (low <= value <= high if value is not None else field == "reduction"):
+                raise ValueError(f"recipe {self.name}: {field} must lie from {low:g} to {high:g}, got {value}")
+        if self.input == "waveform":  # the picture's width follows from the clip's length
+            object.__setattr__(self, "frames", frames_of(round(self.seconds * self.sample_rate), self.hop))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,9 +133,7 @@ def recipe(name: str, size: str = "paper") -> Recipe:
         raise ValueError(f"unknown recipe {name!r}: choose one of {', '.join(ROWS)}")
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")
-    values = {**SIZES[size], **ROWS[name]}
-    samples = round(values.get("seconds", Recipe.seconds) * Recipe.sample_rate)
-    return Recipe(name=name, size=size, frames=frames_of(samples, Recipe.hop), **values)
+    return Recipe(name=name, size=size, **SIZES[size], **ROWS[name])
 
 
 __all__ = ["Recipe", "recipe", "replace"]

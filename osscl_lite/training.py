@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import dataclass, replace
-from math import cos, pi
+from math import ceil, cos, isfinite, pi
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +81,17 @@ def fit(
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """ "auto" is the GPU if CUDA finds one, else the CPU."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    """ "auto" is the GPU if CUDA finds one, else the CPU.
+
+    Raises:
+        BadInput: if there is no such device here.
+    """
+    try:
+        found = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadInput(f"device {device}: not usable here ({str(error).splitlines()[0]}); say auto or cpu") from None
+    return found
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
@@ -99,8 +108,7 @@ def hold_out(clips: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
     rng = np.random.default_rng([seed, 0])
     groups = clips["background"].to_numpy() if "background" in clips else np.arange(len(clips))
     names = rng.permutation(pd.unique(groups))
-    held = np.isin(groups, names[: round(fraction * len(names))])
-    return held
+    return np.isin(groups, names[: ceil(fraction * len(names))])
 
 
 class Run:
@@ -111,7 +119,7 @@ class Run:
     ) -> None:
         self.recipe, self.device, self.out, self.epochs = recipe, device, out, recipe.epochs
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
+            torch.random.default_generator.manual_seed(recipe.seed)  # the CPU's generator alone
             self.model = Detector(recipe, machines)
         held = hold_out(clips, recipe.holdout, recipe.seed)
         everything = load_pictures(recipe, clips, self.model.machine_labels(clips), device)
@@ -200,7 +208,13 @@ class Run:
         return (loss / len(self.held_rows)).item(), (right / len(self.held_rows)).item()
 
     def finish_epoch(self, losses: dict[str, float]) -> None:
-        """Choose the epoch, extend the log, write the checkpoint."""
+        """Choose the epoch, extend the log, write the checkpoint.
+
+        Raises:
+            BadInput: if the training loss is no longer finite.
+        """
+        if not isfinite(losses["train_loss"]):
+            raise BadInput(f"epoch {self.epoch + 1}: the training loss is not finite; lower the learning rate")
         loss, accuracy = self.holdout_loss() if len(self.held_rows) else (float("nan"), float("nan"))
         chosen = not loss >= self.best_loss  # without held-out clips, the last epoch
         if chosen:

@@ -233,7 +233,9 @@ def _write(clips: pd.DataFrame, samples: int, target: Path, problems: dict[int, 
 
 def _blocks(clips: pd.DataFrame, samples: int, problems: dict[int, str]) -> Iterator[np.ndarray]:
     """All clips in blocks of rows, int16 (<= CHUNK, samples); a row with a problem is silent and noted."""
-    bar = tqdm(total=len(clips), desc="waveforms", unit="clip", mininterval=1.0, disable=None if len(clips) >= LONG else True)
+    bar = tqdm(
+        total=len(clips), desc="waveforms", unit="clip", mininterval=1.0, disable=None if len(clips) >= LONG else True
+    )
     with bar:
         for start in range(0, len(clips), CHUNK):
             part = clips.iloc[start : start + CHUNK]

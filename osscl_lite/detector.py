@@ -190,6 +190,8 @@ class Detector(nn.Module):
             BadInput: in one line, if the file is missing, damaged, or does not fit its own recipe.
         """
         tensors, about = read_tensors(Path(path), "detector")
+        if about.get("format") != FORMAT:
+            raise BadInput(f"{path}: detector format {about.get('format')}, this version reads {FORMAT}; save it again")
         try:
             model = cls(Recipe.from_dict(about["recipe"]), about["machines"])
             model.load_state_dict(tensors)

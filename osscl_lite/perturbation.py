@@ -31,9 +31,6 @@ class FeaturePerturbationHead(nn.Sequential):
             nn.BatchNorm1d(embedding),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)
-
 
 def unit_sphere(x: Tensor) -> Tensor:
     """L2-normalise each row: (B, E) -> (B, E) with norm 1."""

@@ -52,8 +52,9 @@ def fit(
         recipe: what to train. On precomputed features its input, bands and frames are set from them.
         clips: a table from ``load_clips``; other rows than training clips are not looked at.
         device: "cpu", "cuda", ... or "auto": a GPU if there is one.
-        out: folder for a checkpoint an epoch, the log (log.csv) and the detector (detector.safetensors). The same call
-            again goes on where the last one stopped, with the same result as without the stop.
+        out: folder for a checkpoint and the log (log.csv) every epoch, and the detector (detector.safetensors). The
+            same call again goes on where the last one stopped; on a CPU with the same result, byte for byte, as
+            without the stop.
         progress: a text bar with the losses.
 
     Returns:
@@ -241,6 +242,7 @@ class Run:
         best = None if self.best_loss == float("inf") else self.best_loss
         about = dict(kind="checkpoint", epoch=self.epoch, best_loss=best, log=self.log, identity=self.identity)
         write_tensors(self.out / CHECKPOINT, tensors, about)
+        write_whole(self.out / LOG, pd.DataFrame(self.log).to_csv(index=False).encode())
 
     @torch.no_grad()
     def resume(self) -> None:
@@ -283,7 +285,6 @@ class Run:
         model.hall_version, model.log = self.model.hall_version, pd.DataFrame(self.log)
         if self.out is not None:
             model.save(self.out / DETECTOR)
-            write_whole(self.out / LOG, model.log.to_csv(index=False).encode())
         return model
 
 

@@ -70,6 +70,7 @@ _CHALLENGE = {
 BAND_HZ = {BELOW: (s.LOWEST, 1_000.0), MIDDLE: (1_000.0, 6_000.0), ABOVE: (4_000.0, 8_000.0), ALL: (s.LOWEST, 8_000.0)}
 NOMINAL_CLIPS, NOMINAL_SECONDS = 8, 2.0
 CHARACTER_JITTER = 0.05  # of the level of each mechanism, from clip to clip
+BROKEN = 1.5  # the level at which a mechanism can get no worse
 CHUNK_SAMPLES = 2**18  # samples that are made at once: small enough for a core's cache
 _PATH = re.compile(
     r"hall://(?P<version>[^/]+)/(?P<seed>\d+)/(?P<size>\w+)/(?P<type>\w+)/(?P<split>train|test)/"
@@ -238,7 +239,7 @@ def _levels(one: Identity, draws: Draws, failing: dict[str, Tensor]) -> dict[str
     levels = {}
     for name, character in one.character.items():
         normal = (character + CHARACTER_JITTER * draws.normal()).clamp(min=0)
-        levels[name] = normal + one.constants.gain * failing[name]
+        levels[name] = (normal + one.constants.gain * failing[name]).clamp(max=BROKEN)
     return levels
 
 

@@ -5,6 +5,8 @@ Log-Mel vectors finds its faulty clips, and how often a plain softmax classifier
 of a clip. Beside them stand statistics of the sound itself. Explained in the appendix "How real is the hall?".
 
     python -m osscl_lite.calibration
+
+What could not be met stands in NOTES, and goes into the result file.
 """
 
 from __future__ import annotations
@@ -42,7 +44,15 @@ TARGETS = {
     "ToyConveyor": {"auc": 0.73, "own_id_faulty": 0.65, "own_id_normal": 0.85},
     "valve": {"auc": 0.95, "own_id_faulty": 0.70, "own_id_normal": 0.95},
 }
-NOTES: list[str] = []
+NOTES = [
+    "Constants were chosen with a linear classifier on means and deviations of Log-Mels, one type at a time; the"
+    " network measured here, on all 41 machines, came last.",
+    "Pump and slider stay recognisable with a fault more often than real ones (own ID, faulty clips): a faulty clip"
+    " changes one mechanism only and keeps the machine's other traits. They were left at the nearest setting tried.",
+    "Own ID on normal clips is below its target where siblings and cousins are taken for one another (see confused);"
+    " without siblings only the pump misses it.",
+    "The middle slope of the valve's spectrum (knock and whine, 1 to 4 kHz) is flatter than any recording at hand.",
+]
 RESULT = Path(__file__).parent / "results" / "hall_calibration.json"
 
 

@@ -131,6 +131,7 @@ def test_page_is_clean_and_accessible(opened, path, theme):
 @pytest.mark.parametrize("path", PAGES)
 def test_page_does_not_scroll_sideways_on_a_phone(opened, path):
     page, _ = opened(path, size=PHONE)
+    page.wait_for_load_state("networkidle")  # the search page fetches what it has found
     wide = page.evaluate(
         """() => document.documentElement.scrollWidth <= innerWidth ? [] :
         [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)

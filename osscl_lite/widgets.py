@@ -151,7 +151,7 @@ slider.addEventListener("input", () => {{
   sound.onloadedmetadata = () => {{
     if (resume === null) return;
     sound.currentTime = Math.min(resume, sound.duration);
-    sound.play();
+    sound.play().catch(() => {{}});  // the next frame may come before this one plays
     resume = null;
   }};
 }});

@@ -202,6 +202,7 @@ def test_one_sound_at_a_time_and_it_goes_on_when_the_slider_moves(opened, path):
         page.locator(".frame-player", has=page.locator("audio")).first.locator("input").focus()
         for key in ("ArrowLeft", "ArrowRight", "ArrowLeft"):
             page.keyboard.press(key)
-        page.wait_for_timeout(500)
-        assert page.evaluate(PLAYING) == 1 and sound.evaluate("a => a.currentTime") > 0.4
+        page.wait_for_timeout(300)
+        page.wait_for_function(f"({PLAYING})() === 1", timeout=10_000)
+        assert sound.evaluate("a => a.currentTime") > 0.4
     assert not wrong

@@ -1,41 +1,33 @@
-"""fit(): the whole recipe in one stage. Explained in chapter 5."""
+"""fit(): the whole recipe in one stage. Explained in chapter 5; what makes it fast, in chapter 8."""
 
 import json
+import os
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from math import ceil, cos, isfinite, pi
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from osscl_lite.data import fingerprint, load_features, machine_names, take
-from osscl_lite.detector import Detector, read_inputs
+from osscl_lite.cpu import kept_memory
+from osscl_lite.data import fingerprint, load_features, machine_names
+from osscl_lite.detector import Detector
 from osscl_lite.errors import BadInput
-from osscl_lite.features import LogMel
 from osscl_lite.files import read_tensors, write_tensors, write_whole
 from osscl_lite.losses import mixup, noisy_arcmix, noisy_supcon
+from osscl_lite.parallel import Team, joined
+from osscl_lite.perturbation import unit_sphere
+from osscl_lite.pictures import Pictures
 from osscl_lite.recipe import Recipe
 
 CHECKPOINT, DETECTOR, LOG = "checkpoint.safetensors", "detector.safetensors", "log.csv"
-
-
-@dataclass
-class Pictures:
-    """Training clips on the device: dB Log-Mels computed once, sound only where the front end needs it."""
-
-    log_mel: Tensor  # (N, bands, frames)
-    waveforms: Tensor | None  # (N, L), int16
-    y: Tensor  # (N,)
-
-    def take(self, rows: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        waveforms = None if self.waveforms is None else take(self.waveforms, rows, rows.device)
-        return waveforms, self.log_mel[rows], self.y[rows]
 
 
 def fit(
@@ -47,6 +39,9 @@ def fit(
     progress: bool = True,
 ) -> Detector:
     """Train a detector on the normal clips of split train.
+
+    Under torchrun the processes train one detector together: each takes its share of every batch, and the losses see
+    the whole batch.
 
     Args:
         recipe: what to train. On precomputed features its input, bands and frames are set from them.
@@ -62,33 +57,41 @@ def fit(
         mode; ``log`` holds one row an epoch.
 
     Raises:
-        BadInput: no training clips, fewer than two machine IDs, clips that cannot be read, or an ``out`` folder that
-            belongs to another run.
+        BadInput: no training clips, fewer than two machine IDs, clips that cannot be read, an ``out`` folder that
+            belongs to another run, or another process of the team that is gone.
     """
     device = pick_device(device)
     clips = clips[(clips["split"] == "train") & (clips["label"] == "normal")].reset_index(drop=True)
     machines = machine_names(clips)
     if len(machines) < 2:
         raise BadInput(f"training tells machine IDs apart and needs two or more; found {', '.join(machines) or 'none'}")
-    run = Run(_fit_input(recipe, clips), clips, machines, device, None if out is None else Path(out))
-    with tqdm(
-        total=run.epochs * run.steps, initial=run.epoch * run.steps, disable=not progress, unit="step", mininterval=1
-    ) as bar:
-        while run.epoch < run.epochs:
-            losses = run.train_epoch(bar)
-            run.finish_epoch(losses)
-            bar.set_postfix({key: f"{run.log[-1][key]:.3f}" for key in ("train_loss", "holdout_loss")})
-    return run.finish()
+    recipe, out = _fit_input(recipe, clips), None if out is None else Path(out)
+    with kept_memory(), joined(device) as team:
+        run = Run(recipe, clips, machines, device, out, team)
+        with tqdm(
+            total=run.epochs * run.steps,
+            initial=run.epoch * run.steps,
+            disable=not (progress and team.first),
+            unit="step",
+            mininterval=1,
+        ) as bar:
+            while run.epoch < run.epochs:
+                losses = run.train_epoch(bar)
+                run.finish_epoch(losses)
+                bar.set_postfix({key: f"{run.log[-1][key]:.3f}" for key in ("train_loss", "holdout_loss")})
+        return run.finish()
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """ "auto" is the GPU if CUDA finds one, else the CPU.
+    """ "auto" is the GPU if CUDA finds one, else the CPU; each process of torchrun takes a GPU of its own.
 
     Raises:
         BadInput: if there is no such device here.
     """
     try:
         found = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        if found.type == "cuda" and found.index is None:
+            found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BadInput(f"device {device}: not usable here ({str(error).splitlines()[0]}); say auto or cpu") from None
@@ -112,69 +115,172 @@ def hold_out(clips: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
     return np.isin(groups, names[: ceil(fraction * len(names))])
 
 
+class OneStage(nn.Module):
+    """The two losses of a batch (eq. 4): what learns, from clips to loss, in one module.
+
+    Args:
+        model: the detector in training.
+        team: the processes that share the batch.
+        half: the network in bfloat16, the head and the losses in float32.
+    """
+
+    def __init__(self, model: Detector, team: Team, half: bool) -> None:
+        super().__init__()
+        self.model, self.team, self.half = model, team, half
+
+    def forward(
+        self, waveforms: Tensor | None, log_mel: Tensor, y: Tensor, permutation: Tensor, lam: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Noisy SupCon and classification loss of a batch; for loss "arcface" the first is 0 and nothing is mixed.
+
+        Args:
+            waveforms: (B, L), int16, or None; log_mel: (B, bands, frames); y: (B,); permutation: (B,), who is mixed in;
+            lam: the batch's lambda, a scalar.
+        """
+        recipe, share = self.model.recipe, self.team.share(len(y))
+        if waveforms is not None:
+            waveforms = waveforms.float() / 32768.0
+        if recipe.loss == "arcface":
+            z = self.embed(waveforms, log_mel, share)
+            return z.new_zeros(()), functional.cross_entropy(self.model.logits(z, y), y)
+        waveforms, log_mel, y_a, y_b = mixup(waveforms, log_mel, y, lam, permutation)
+        z = self.embed(waveforms, log_mel, share)
+        return (
+            noisy_supcon(z, y_a, recipe.temperature),
+            noisy_arcmix(self.model.logits(z, y_a), y_a, y_b, lam),
+        )
+
+    def embed(self, waveforms: Tensor | None, log_mel: Tensor, share: slice) -> Tensor:
+        """Perturbed embeddings of the whole batch, (B, E), of which this process computes its share."""
+        waveforms = None if waveforms is None else waveforms[share]
+        with torch.autocast(log_mel.device.type, torch.bfloat16, enabled=self.half):
+            embedding = self.model.unperturbed(waveforms, log_mel[share])
+        return self.team.gather(unit_sphere(self.model.perturbation(embedding.to(log_mel.dtype))))
+
+
+class Recorded:
+    """Record a training step of fixed shapes as one CUDA graph, then replay it: one launch instead of thousands.
+
+    Batches of another shape (an epoch's last) run step by step. So do the first ones, which also warm up what picks its
+    algorithm when first called.
+    """
+
+    WARM = 3
+
+    def __init__(self, step: Callable[..., Tensor]) -> None:
+        self.step, self.seen = step, 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        shapes = [None if tensor is None else tensor.shape for tensor in inputs]
+        if self.seen == 0:
+            self.shapes = shapes
+        if shapes != self.shapes:
+            return self.step(*inputs)
+        self.seen += 1
+        if self.seen <= self.WARM:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                losses = self.step(*inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            return losses
+        if self.graph is None:
+            self.inputs = [None if tensor is None else tensor.clone() for tensor in inputs]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):  # records, runs nothing
+                self.losses = self.step(*self.inputs)
+        for kept, given in zip(self.inputs, inputs, strict=True):
+            if kept is not None:
+                kept.copy_(given)
+        self.graph.replay()
+        return self.losses
+
+
 class Run:
     """One training: the model, its moving average, the optimiser, and where they stand."""
 
     def __init__(
-        self, recipe: Recipe, clips: pd.DataFrame, machines: list[str], device: torch.device, out: Path | None
+        self,
+        recipe: Recipe,
+        clips: pd.DataFrame,
+        machines: list[str],
+        device: torch.device,
+        out: Path | None,
+        team: Team | None = None,
     ) -> None:
-        self.recipe, self.device, self.out, self.epochs = recipe, device, out, recipe.epochs
+        self.recipe, self.device, self.out, self.epochs, self.team = recipe, device, out, recipe.epochs, team or Team()
+        if recipe.batch_size % self.team.size:
+            raise BadInput(f"batches of {recipe.batch_size} do not divide among {self.team.size} processes")
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(recipe.seed)  # the CPU's generator alone
-            self.model = Detector(recipe, machines)
+            model = Detector(recipe, machines)
         held = hold_out(clips, recipe.holdout, recipe.seed)
-        everything = load_pictures(recipe, clips, self.model.machine_labels(clips), device)
+        with self.team.first_before_others():
+            self.pictures = Pictures(recipe, clips, model.machine_labels(clips), device)
         if recipe.input == "features":
-            self.model.standardise.fit(everything.log_mel[torch.from_numpy(~held).to(device)])
-        self.model.to(device)
-        self.train_rows = torch.from_numpy(np.flatnonzero(~held)).to(device)
-        self.held_rows = torch.from_numpy(np.flatnonzero(held)).to(device)
-        self.pictures = everything
-        # A last batch of one clip is left out: BatchNorm cannot normalise it.
-        self.steps = -(-(len(self.train_rows) - 1) // recipe.batch_size)
+            model.standardise.fit(self.pictures.log_mel[torch.from_numpy(~held).to(device)])
+        model.to(device)
+        self.train_rows, self.held_rows = np.flatnonzero(~held), np.flatnonzero(held)
+        self.steps = len(self.split(self.train_rows))
         if self.steps < 1:
-            raise BadInput("one training clip: training needs two or more")
+            raise BadInput(f"{len(self.train_rows)} training clips: training needs two or more a process")
 
         versions = {path.split("/")[2] for path in clips["path"] if path.startswith("hall://")}
-        self.model.hall_version = versions.pop() if len(versions) == 1 else None
-        decay = 1 - 1 / max(1.0, recipe.ema_horizon * self.steps * self.epochs)
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-        self.ema.n_averaged.fill_(1)  # the average starts at the initial weights, not at the first step's
-        self.ema.eval()
+        model.hall_version = versions.pop() if len(versions) == 1 else None
+        self.average = deepcopy(model).requires_grad_(False).eval()  # starts at the initial weights
+        self.average_step = 1 / max(1.0, recipe.ema_horizon * self.steps * self.epochs)
+        self.model = self.team.synchronised(model, device)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            self.model.parameters(),
+            # A recorded step reads its rate from the device.
+            lr=torch.tensor(recipe.learning_rate, device=device) if device.type == "cuda" else recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
         )
-        self.live = [
-            tensor
-            for name, tensor in self.model.state_dict().items()
-            if tensor.is_floating_point() and not name.startswith("standardise.")
+        live, average = self.model.state_dict(), self.average.state_dict()
+        floats = [
+            name for name, tensor in live.items() if tensor.is_floating_point() and not name.startswith("standardise.")
         ]
+        self.live, self.averaged = [live[name] for name in floats], [average[name] for name in floats]
         self.epoch, self.best_loss, self.log = 0, float("inf"), []
-        self.best = {name: tensor.clone() for name, tensor in self.ema.module.state_dict().items()}
+        self.best = {name: tensor.clone() for name, tensor in average.items()}
         self.identity = dict(recipe=recipe.to_dict(), machines=machines, clips=fingerprint(clips))
         if out is not None:
             self.resume()
+        half = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        self.losses = self.team.wrap(OneStage(self.model, self.team, half), device)
+        self.step = Recorded(self.take_step) if device.type == "cuda" and self.team.size == 1 else self.take_step
+
+    def split(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows in batches. BatchNorm needs two clips a process: a last batch of fewer is left out."""
+        size, each = self.recipe.batch_size, self.team.size
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        batches = [batch[: len(batch) // each * each] for batch in batches]
+        return [batch for batch in batches if len(batch) >= 2 * each]
 
     def train_epoch(self, bar: tqdm) -> dict[str, float]:
-        """One pass over the training clips; all random draws come from (seed, epoch), so a repeat is the same."""
+        """One pass over the training clips; all random draws come from (seed, epoch), so a repeat is the same.
+
+        Everything drawn is uploaded at the start, and the losses are looked at in the end: in between, a GPU never
+        waits for the CPU.
+        """
         recipe, began = self.recipe, time.perf_counter()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, self.epoch)
+            rate = learning_rate(recipe, self.epoch)
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
         rng = np.random.default_rng([recipe.seed, 1 + self.epoch])
-        order = self.train_rows[torch.from_numpy(rng.permutation(len(self.train_rows))).to(self.device)]
+        rows = self.split(rng.permutation(self.train_rows))
         lams = rng.beta(recipe.mixup_beta, recipe.mixup_beta, self.steps).astype(np.float32)
+        permutations = [rng.permutation(len(batch)) for batch in rows]
+        sizes = [len(batch) for batch in rows]
+        permutations = torch.from_numpy(np.concatenate(permutations)).to(self.device).split(sizes)
         totals = torch.zeros(2, device=self.device)
         self.model.train()
-        for step in range(self.steps):
-            rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            permutation = torch.from_numpy(rng.permutation(len(rows))).to(self.device)
-            supcon, classification = self.losses(rows, float(lams[step]), permutation)
-            self.optimizer.zero_grad(set_to_none=True)
-            (supcon + classification).backward()
-            self.optimizer.step()
-            self.ema.update_parameters(self.model)
-            torch._foreach_mul_(self.live, 1 - recipe.shrink)
-            totals += torch.stack([supcon.detach(), classification.detach()])
+        for batch, permutation, lam in zip(
+            self.pictures.batches(rows), permutations, torch.from_numpy(lams).to(self.device), strict=True
+        ):
+            totals += self.step(*batch, permutation, lam)
             bar.update()
         supcon, classification = (totals / self.steps).tolist()
         return dict(
@@ -184,28 +290,27 @@ class Run:
             seconds=time.perf_counter() - began,
         )
 
-    def losses(self, rows: Tensor, lam: float, permutation: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms of eq. 4 on one batch; for loss "arcface" the first is 0 and nothing is mixed."""
-        waveforms, log_mel, y = self.pictures.take(rows)
-        if self.recipe.loss == "arcface":
-            z = self.model(waveforms, log_mel)
-            return z.new_zeros(()), functional.cross_entropy(self.model.logits(z, y), y)
-        waveforms, log_mel, y_a, y_b = mixup(waveforms, log_mel, y, lam, permutation)
-        z = self.model(waveforms, log_mel)
-        return (
-            noisy_supcon(z, y_a, self.recipe.temperature),
-            noisy_arcmix(self.model.logits(z, y_a), y_a, y_b, lam),
-        )
+    def take_step(
+        self, waveforms: Tensor | None, log_mel: Tensor, y: Tensor, permutation: Tensor, lam: Tensor
+    ) -> Tensor:
+        """One step of the optimiser, the moving average and the shrink; returns the two losses, (2,)."""
+        supcon, classification = self.losses(waveforms, log_mel, y, permutation, lam)
+        self.optimizer.zero_grad(set_to_none=True)
+        (supcon + classification).backward()
+        self.optimizer.step()
+        torch._foreach_lerp_(self.averaged, self.live, self.average_step)
+        torch._foreach_mul_(self.live, 1 - self.recipe.shrink)
+        return torch.stack([supcon.detach(), classification.detach()])
 
     @torch.no_grad()
     def holdout_loss(self) -> tuple[float, float]:
         """Cross-entropy of the margin logits and accuracy of the moving average on the held-out normal clips."""
         loss, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for rows in self.held_rows.split(256):
-            waveforms, log_mel, y = self.pictures.take(rows)
-            z = self.ema.module(waveforms, log_mel)
-            loss += functional.cross_entropy(self.ema.module.logits(z, y), y, reduction="sum")
-            right += (self.ema.module.logits(z, y, margin=0.0).argmax(1) == y).sum()
+        parts = [self.held_rows[start : start + 256] for start in range(0, len(self.held_rows), 256)]
+        for waveforms, log_mel, y in self.pictures.batches(parts):
+            z = self.average(None if waveforms is None else waveforms.float() / 32768.0, log_mel)
+            loss += functional.cross_entropy(self.average.logits(z, y), y, reduction="sum")
+            right += (self.average.logits(z, y, margin=0.0).argmax(1) == y).sum()
         return (loss / len(self.held_rows)).item(), (right / len(self.held_rows)).item()
 
     def finish_epoch(self, losses: dict[str, float]) -> None:
@@ -216,11 +321,12 @@ class Run:
         """
         if not isfinite(losses["train_loss"]):
             raise BadInput(f"epoch {self.epoch + 1}: the training loss is not finite; lower the learning rate")
+        self.team.agree(self.averaged)  # BatchNorm statistics differ where each process has its own
         loss, accuracy = self.holdout_loss() if len(self.held_rows) else (float("nan"), float("nan"))
         chosen = not loss >= self.best_loss  # without held-out clips, the last epoch
         if chosen:
             self.best_loss = loss
-            self.best = {name: tensor.clone() for name, tensor in self.ema.module.state_dict().items()}
+            self.best = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
         rate = learning_rate(self.recipe, self.epoch)
         self.log.append(
             dict(
@@ -229,12 +335,12 @@ class Run:
             )
         )  # fmt: skip
         self.epoch += 1
-        if self.out is not None:
+        if self.out is not None and self.team.first:
             self.write_checkpoint()
 
     def write_checkpoint(self) -> None:
         tensors = {f"live.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.ema.module.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
@@ -263,12 +369,12 @@ class Run:
             return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + ".")}
 
         self.model.load_state_dict(part("live"))
-        self.ema.module.load_state_dict(part("average"))
+        self.average.load_state_dict(part("average"))
         self.best = part("best")
         moments = part("optimizer")
         for name, parameter in self.model.named_parameters():
             self.optimizer.state[parameter] = {
-                "step": moments[f"{name}.step"],
+                "step": moments[f"{name}.step"].to(self.device),
                 **{
                     key: torch.empty_like(parameter).copy_(moments[f"{name}.{key}"])
                     for key in ("exp_avg", "exp_avg_sq")
@@ -279,27 +385,13 @@ class Run:
 
     def finish(self) -> Detector:
         """Return the chosen epoch's average and write it beside the log."""
-        model = self.ema.module
+        model = self.average
         model.load_state_dict(self.best)
         model.requires_grad_(True).eval()
         model.hall_version, model.log = self.model.hall_version, pd.DataFrame(self.log)
-        if self.out is not None:
+        if self.out is not None and self.team.first:
             model.save(self.out / DETECTOR)
         return model
-
-
-def load_pictures(recipe: Recipe, clips: pd.DataFrame, y: Tensor, device: torch.device) -> Pictures:
-    """Read the clips once and compute their Log-Mels once, in chunks, on the device."""
-    inputs = read_inputs(recipe, clips)
-    if recipe.input != "waveform":
-        return Pictures(torch.from_numpy(inputs).to(device), None, y.to(device))
-    front_end = LogMel(recipe.bands, recipe.sample_rate, recipe.n_fft, recipe.hop).to(device)
-    log_mel = torch.empty(len(inputs), recipe.bands, recipe.frames, device=device)
-    for start in range(0, len(inputs), 256):
-        rows = np.arange(start, min(start + 256, len(inputs)))
-        log_mel[start : start + 256] = front_end(take(inputs, rows, device))
-    waveforms = None if recipe.front_end == "logmel" else torch.from_numpy(np.array(inputs)).to(device)
-    return Pictures(log_mel, waveforms, y.to(device))
 
 
 def _fit_input(recipe: Recipe, clips: pd.DataFrame) -> Recipe:

@@ -94,7 +94,7 @@ def check_steps(recipe, clips):
     decay = 1 - 1 / (0.3 * 5 * 3)  # the horizon is a fraction of all steps of the run
     optimizer = torch.optim.AdamW(naive.model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
     rng = np.random.default_rng([recipe.seed, 1])
-    order = naive.train_rows[rng.permutation(32)]
+    order = torch.from_numpy(naive.train_rows[rng.permutation(32)])
     lams = rng.beta(0.5, 0.5, 5).astype(np.float32)
     naive.model.train()
     for step, rows in enumerate(order.split(7)):
@@ -120,7 +120,7 @@ def check_steps(recipe, clips):
             tensor, expected[name], rtol=1e-6, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
         )
     moved = 0
-    for name, tensor in run.ema.module.state_dict().items():
+    for name, tensor in run.average.state_dict().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(
                 tensor, average[name], rtol=1e-6, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
@@ -133,7 +133,7 @@ def test_each_epoch_and_each_batch_draws_anew(log_mels, monkeypatch):
     seen = []
 
     def spy(waveforms, log_mel, y, lam, permutation, real=training.mixup):
-        seen.append((lam, tuple(y.tolist()), sorted(permutation.tolist()) == list(range(len(y)))))
+        seen.append((float(lam), tuple(y.tolist()), sorted(permutation.tolist()) == list(range(len(y)))))
         return real(waveforms, log_mel, y, lam, permutation)
 
     monkeypatch.setattr(training, "mixup", spy)
@@ -151,7 +151,7 @@ def test_the_average_starts_at_the_initial_weights(log_mels):
     assert run.steps == 1
     name = "class_weight"
     moved = (run.model.state_dict()[name] - before[name]).abs().max()
-    assert moved > 1e-4 and (run.ema.module.state_dict()[name] - before[name]).abs().max() < 1e-4 * moved
+    assert moved > 1e-4 and (run.average.state_dict()[name] - before[name]).abs().max() < 1e-4 * moved
 
 
 @pytest.mark.parametrize(("clips", "batch", "steps"), [(32, 8, 4), (33, 8, 4), (34, 8, 5), (2, 8, 1)])
@@ -168,7 +168,7 @@ def test_the_epoch_of_the_lowest_held_out_loss_is_kept(log_mels, monkeypatch):
     real = Run.holdout_loss
 
     def scripted(self):
-        kept.append({name: tensor.clone() for name, tensor in self.ema.module.state_dict().items()})
+        kept.append({name: tensor.clone() for name, tensor in self.average.state_dict().items()})
         assert np.isfinite(real(self)).all()
         return next(losses), 0.5
 
@@ -181,7 +181,7 @@ def test_the_epoch_of_the_lowest_held_out_loss_is_kept(log_mels, monkeypatch):
 
 def test_the_held_out_loss_is_the_mean_score_of_the_held_out_clips(log_mels):
     run = one_run(small(), log_mels)
-    model, rows = run.ema.module, run.held_rows
+    model, rows = run.average, run.held_rows
     expected = model.score(run.pictures.log_mel[rows], run.pictures.y[rows]).mean().item()
     assert run.holdout_loss()[0] == pytest.approx(expected, rel=1e-4)
 

@@ -198,7 +198,7 @@ def norm_prelu(x: Tensor, norm: nn.BatchNorm2d, prelu: nn.PReLU | None = None) -
         ValueError: for one value a channel, whose variance is not defined.
     """
     if x.numel() == x.shape[1]:
-        raise ValueError(f"expected more than one value a channel in training, got {tuple(x.shape)}")
+        raise ValueError(f"expected more than 1 value per channel when training, got {tuple(x.shape)}")
     slope = torch.ones(x.shape[1]) if prelu is None else prelu.weight
     return NormPReLU.apply(x, norm.weight, norm.bias, slope, norm)
 
@@ -208,7 +208,7 @@ def kept_memory() -> Iterator[None]:
     """Keep freed blocks for the next step instead of giving them back to the system after each; on glibc only.
 
     By default glibc maps large blocks anew each time, and the system clears every page before it is used. On leaving,
-    its defaults hold again and what is free goes back.
+    large blocks (32 MiB, where glibc's own adjustment ends) go back again, and what is free goes at once.
     """
     try:
         libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -224,6 +224,6 @@ def kept_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        for option, value in ((mmap_threshold, 128 * 1024), (trim_threshold, 128 * 1024), (mmap_max, 65_536)):
+        for option, value in ((mmap_threshold, 2**25), (trim_threshold, 2**26), (mmap_max, 65_536)):
             set_option(option, value)
         trim(0)

@@ -237,6 +237,7 @@ class Run:
             lr=torch.tensor(recipe.learning_rate, device=device) if device.type == "cuda" else recipe.learning_rate,
             weight_decay=recipe.weight_decay,
             fused=device.type in ("cpu", "cuda"),
+            capturable=device.type == "cuda",
         )
         live, average = self.model.state_dict(), self.average.state_dict()
         floats = [

@@ -1,8 +1,8 @@
-"""What makes training on a CPU fast: BatchNorm with PReLU in one go, and memory that is kept. Told in chapter 8.
+"""What makes training on a CPU fast: BatchNorm with PReLU in one go, and memory that is kept.
 
 There the network's time goes into memory traffic more than into arithmetic. PyTorch normalises, stores, rectifies,
 stores, and comes back the same way; its PReLU gradient alone is a third of a step. Here each direction reads its
-tensors twice and stores once. Numba compiles the loops when they are first used, without a C++ compiler.
+tensors twice and stores once. Numba compiles the loops when they are first used, without a C++ compiler. Told in the appendix on speed.
 """
 
 import contextlib

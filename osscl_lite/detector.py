@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,120 @@ class Standardise(nn.Module):
         return (features - self.mean) / self.std
 
 
-class Detector(nn.Module):
+class Scorer:
+    """What every detector does with clips, whatever computes its embeddings and scores.
+
+    Attributes:
+        recipe: its recipe.
+        machines: names of the classes, such as "fan/id_00"; machine labels count in this order.
+        hall_version: version of the generated hall it was trained on, or None.
+    """
+
+    recipe: Recipe
+    machines: list[str]
+    hall_version: str | None
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def score(self, inputs: Tensor, machine_labels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def samples(self) -> int:
+        """Samples of a clip that the recipe reads: its first ``recipe.seconds``."""
+        return round(self.recipe.seconds * self.recipe.sample_rate)
+
+    def about(self) -> dict[str, Any]:
+        """What stands in the file beside the weights."""
+        return dict(
+            kind="detector", format=FORMAT, recipe=self.recipe.to_dict(), machines=self.machines,
+            hall_version=self.hall_version,
+        )  # fmt: skip
+
+    def checked(self, inputs: Tensor) -> Tensor:
+        """Inputs as the network takes them: float32, waveforms cut to the recipe's first seconds.
+
+        Raises:
+            ValueError: if the clips are too short, of another shape, no floats, or hold NaN or infinite values.
+        """
+        r = self.recipe
+        if not inputs.is_floating_point():
+            raise ValueError(f"expected floats, waveforms in [-1, 1], got {inputs.dtype}; divide int16 by 32768")
+        if not torch.isfinite(inputs).all():
+            raise ValueError("the clips hold NaN or infinite values")
+        if r.input != "waveform":
+            if inputs.shape[1:] != (r.bands, r.frames):
+                raise ValueError(f"expected (B, {r.bands}, {r.frames}) pictures, got {tuple(inputs.shape)}")
+            return inputs.float()
+        if inputs.ndim != 2 or inputs.shape[1] < self.samples:
+            raise ValueError(
+                f"expected (B, L) waveforms of {self.samples} samples ({r.seconds:g} s) or more, "
+                f"got {tuple(inputs.shape)}"
+            )
+        return inputs[:, : self.samples].float()
+
+    def checked_labels(self, machine_labels: Tensor, count: int) -> Tensor:
+        """Machine labels of ``count`` clips, int64.
+
+        Raises:
+            ValueError: if there are more or fewer, or one is no class of this detector.
+        """
+        labels = torch.as_tensor(machine_labels).long()
+        if labels.shape != (count,) or not ((labels >= 0) & (labels < len(self.machines))).all():
+            raise ValueError(
+                f"expected {count} machine labels from 0 to {len(self.machines) - 1}, got {str(labels.tolist())[:100]}"
+            )
+        return labels
+
+    def machine_labels(self, clips: pd.DataFrame) -> Tensor:
+        """Class of each row, (N,).
+
+        Raises:
+            BadInput: naming the machine IDs that this detector was not trained on.
+        """
+        names = clips["machine_type"] + "/" + clips["machine_id"]
+        if strangers := sorted(set(names) - set(self.machines)):
+            raise BadInput(
+                f"not trained on {', '.join(strangers)}: this detector knows {', '.join(self.machines)}; "
+                "train it on these machines too"
+            )
+        return torch.tensor(names.map({name: label for label, name in enumerate(self.machines)}).to_numpy(np.int64))
+
+    def embed_clips(self, clips: pd.DataFrame, batch_size: int = 64) -> np.ndarray:
+        """Perturbed embeddings of any rows of a clips table: (N, E).
+
+        Raises:
+            BadClips: listing each row that cannot be read, a line a file.
+        """
+        self._say_other_hall(clips)
+        batches = [self.embed(batch).cpu() for batch in read_batches(self.recipe, clips, batch_size)]
+        return torch.cat(batches).numpy() if batches else np.empty((0, self.recipe.embedding), np.float32)
+
+    def score_clips(self, clips: pd.DataFrame, batch_size: int = 64) -> np.ndarray:
+        """Anomaly scores of any rows of a clips table: (N,), float32.
+
+        Raises:
+            BadInput: naming the machine IDs that this detector was not trained on.
+            BadClips: listing each row that cannot be read, a line a file.
+        """
+        labels = self.machine_labels(clips).split(batch_size)
+        self._say_other_hall(clips)
+        batches = zip(read_batches(self.recipe, clips, batch_size), labels, strict=len(clips) > 0)
+        scores = [self.score(batch, own).cpu() for batch, own in batches]
+        return torch.cat(scores).numpy() if scores else np.empty(0, np.float32)
+
+    def _say_other_hall(self, clips: pd.DataFrame) -> None:
+        versions = {path.split("/")[2] for path in clips["path"] if path.startswith("hall://")}
+        if self.hall_version and versions - {self.hall_version}:
+            warnings.warn(
+                f"trained on hall version {self.hall_version}, scoring version {', '.join(sorted(versions))}: "
+                "the machines differ",
+                stacklevel=3,
+            )
+
+
+class Detector(Scorer, nn.Module):
     """One-stage detector: sound in, anomaly score out.
 
     Args:
@@ -47,8 +160,6 @@ class Detector(nn.Module):
         classes: the names of the machine IDs in class order, or how many there are.
 
     Attributes:
-        machines: names of the classes, such as "fan/id_00"; machine labels count in this order.
-        hall_version: version of the generated hall it was trained on, or None.
         log: one row an epoch after ``fit``, else None.
     """
 
@@ -74,16 +185,14 @@ class Detector(nn.Module):
     def device(self) -> torch.device:
         return self.class_weight.device
 
-    @property
-    def samples(self) -> int:
-        """Samples of a clip that the recipe reads: its first ``recipe.seconds``."""
-        return round(self.recipe.seconds * self.recipe.sample_rate)
-
     def forward(self, waveforms: Tensor | None, log_mel: Tensor) -> Tensor:
         """Perturbed embeddings on the unit sphere: (B, L), (B, bands, frames) -> (B, E)."""
+        return unit_sphere(self.perturbation(self.unperturbed(waveforms, log_mel)))
+
+    def unperturbed(self, waveforms: Tensor | None, log_mel: Tensor) -> Tensor:
+        """Embeddings as the network gives them: (B, L), (B, bands, frames) -> (B, E)."""
         picture = self.front_end(waveforms, self.standardise(log_mel))  # (B, channels, bands, frames)
-        embedding = self.network(picture.contiguous(memory_format=torch.channels_last))  # (B, E)
-        return unit_sphere(self.perturbation(embedding))
+        return self.network(picture.contiguous(memory_format=torch.channels_last))
 
     def logits(self, z: Tensor, machine_labels: Tensor, margin: float | None = None) -> Tensor:
         """ArcFace logits with the recipe's margin, or another, on the given labels: (B, E), (B,) -> (B, classes)."""
@@ -104,23 +213,8 @@ class Detector(nn.Module):
         Raises:
             ValueError: if the clips are too short, of another shape, no floats, or hold NaN or infinite values.
         """
-        r = self.recipe
-        if not inputs.is_floating_point():
-            raise ValueError(f"expected floats, waveforms in [-1, 1], got {inputs.dtype}; divide int16 by 32768")
-        if not torch.isfinite(inputs).all():
-            raise ValueError("the clips hold NaN or infinite values")
-        inputs = inputs.to(self.device, torch.float32)
-        if self.log_mel is None:
-            if inputs.shape[1:] != (r.bands, r.frames):
-                raise ValueError(f"expected (B, {r.bands}, {r.frames}) pictures, got {tuple(inputs.shape)}")
-            return self(None, inputs)
-        if inputs.ndim != 2 or inputs.shape[1] < self.samples:
-            raise ValueError(
-                f"expected (B, L) waveforms of {self.samples} samples ({r.seconds:g} s) or more, "
-                f"got {tuple(inputs.shape)}"
-            )
-        waveforms = inputs[:, : self.samples]
-        return self(waveforms, self.log_mel(waveforms))
+        inputs = self.checked(inputs).to(self.device)
+        return self(None, inputs) if self.log_mel is None else self(inputs, self.log_mel(inputs))
 
     @torch.no_grad()
     def score(self, inputs: Tensor, machine_labels: Tensor) -> Tensor:
@@ -132,8 +226,12 @@ class Detector(nn.Module):
 
         Returns:
             (B,) scores. A score does not depend on the other clips of the batch.
+
+        Raises:
+            ValueError: as ``embed``, or for labels of another number or of no class.
         """
-        return self.score_embeddings(self.embed(inputs), machine_labels)
+        z = self.embed(inputs)
+        return self.score_embeddings(z, self.checked_labels(machine_labels, len(z)))
 
     @torch.no_grad()
     def score_embeddings(self, z: Tensor, machine_labels: Tensor, margin: float | None = None) -> Tensor:
@@ -142,45 +240,9 @@ class Detector(nn.Module):
         logits = self.logits(z.to(self.device), machine_labels, margin)
         return functional.cross_entropy(logits, machine_labels, reduction="none")
 
-    def machine_labels(self, clips: pd.DataFrame) -> Tensor:
-        """Class of each row, (N,).
-
-        Raises:
-            BadInput: naming the machine IDs that this detector was not trained on.
-        """
-        names = clips["machine_type"] + "/" + clips["machine_id"]
-        if strangers := sorted(set(names) - set(self.machines)):
-            raise BadInput(
-                f"not trained on {', '.join(strangers)}: this detector knows {', '.join(self.machines)}; "
-                "train it on these machines too"
-            )
-        return torch.tensor(names.map({name: label for label, name in enumerate(self.machines)}).to_numpy(np.int64))
-
-    def embed_clips(self, clips: pd.DataFrame, batch_size: int = 64) -> np.ndarray:
-        """Perturbed embeddings of any rows of a clips table: (N, E).
-
-        Raises:
-            BadClips: listing each row that cannot be read, a line a file.
-        """
-        versions = {path.split("/")[2] for path in clips["path"] if path.startswith("hall://")}
-        if self.hall_version and versions - {self.hall_version}:
-            warnings.warn(
-                f"trained on hall version {self.hall_version}, scoring version {', '.join(sorted(versions))}: "
-                "the machines differ",
-                stacklevel=2,
-            )
-        batches = [self.embed(batch).cpu() for batch in read_batches(self.recipe, clips, batch_size)]
-        return torch.cat(batches).numpy() if batches else np.empty((0, self.recipe.embedding), np.float32)
-
-    def score_clips(self, clips: pd.DataFrame, batch_size: int = 64) -> np.ndarray:
-        """Anomaly scores of any rows of a clips table: (N,), float32."""
-        labels = self.machine_labels(clips)
-        return self.score_embeddings(torch.from_numpy(self.embed_clips(clips, batch_size)), labels).cpu().numpy()
-
     def save(self, path: str | Path) -> None:
         """Write weights, recipe and machine names as one .safetensors file, whole or not at all."""
-        about = dict(kind="detector", format=FORMAT, recipe=self.recipe.to_dict(), machines=self.machines)
-        write_tensors(Path(path), self.state_dict(), about | {"hall_version": self.hall_version})
+        write_tensors(Path(path), self.state_dict(), self.about())
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
@@ -190,8 +252,7 @@ class Detector(nn.Module):
             BadInput: in one line, if the file is missing, damaged, or does not fit its own recipe.
         """
         tensors, about = read_tensors(Path(path), "detector")
-        if about.get("format") != FORMAT:
-            raise BadInput(f"{path}: detector format {about.get('format')}, this version reads {FORMAT}; save it again")
+        check_format(path, about)
         try:
             model = cls(Recipe.from_dict(about["recipe"]), about["machines"])
             model.load_state_dict(tensors)
@@ -200,6 +261,16 @@ class Detector(nn.Module):
             raise BadInput(f"{path}: the weights do not fit the recipe beside them ({reason}); save it again") from None
         model.hall_version = about["hall_version"]
         return model.to(device)
+
+
+def check_format(path: str | Path, about: dict[str, Any]) -> None:
+    """Refuse a detector's file of another format.
+
+    Raises:
+        BadInput: in one line.
+    """
+    if about.get("format") != FORMAT:
+        raise BadInput(f"{path}: detector format {about.get('format')}, this version reads {FORMAT}; save it again")
 
 
 def read_inputs(recipe: Recipe, clips: pd.DataFrame) -> np.ndarray:

@@ -47,6 +47,15 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
             about = json.loads((file.metadata() or {}).get("about", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise BadInput(f"{path}: not a readable safetensors file ({error}); save the {kind} again") from None
+    check_kind(path, about, kind)
+    return tensors, about
+
+
+def check_kind(path: Path, about: dict[str, Any], kind: str) -> None:
+    """Refuse a file whose description calls itself something else.
+
+    Raises:
+        BadInput: in one line.
+    """
     if about.get("kind") != kind:
         raise BadInput(f"{path}: holds a {about.get('kind', 'file of another program')}, not a {kind} of osscl_lite")
-    return tensors, about

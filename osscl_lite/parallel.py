@@ -1,4 +1,4 @@
-"""Several processes that train one detector together, started by torchrun. Told in chapter 8.
+"""Several processes that train one detector together, started by torchrun. Told in the appendix on speed.
 
 Each takes its share of every batch through the network. The embeddings are gathered before the losses, because the
 contrastive loss compares every clip of the batch with every other: N processes with B / N clips each then have the

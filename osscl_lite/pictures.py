@@ -1,8 +1,9 @@
-"""Training clips where the network can have them without waiting. Told in chapter 8."""
+"""Training clips where the network can have them without waiting. Told in the appendix on speed."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from osscl_lite.data import take
-from osscl_lite.detector import read_inputs
+from osscl_lite.detector import Detector, read_inputs
 from osscl_lite.features import LogMel
 from osscl_lite.recipe import Recipe
 
@@ -28,6 +29,7 @@ class Pictures:
         clips: the training clips, N of them.
         y: their machine labels, (N,).
         device: where the network is.
+        reserve: bytes of device memory to leave for the training step.
 
     Attributes:
         log_mel: (N, bands, frames) on the device, or None where each batch computes its own.
@@ -35,7 +37,7 @@ class Pictures:
         y: (N,), on the device.
     """
 
-    def __init__(self, recipe: Recipe, clips: pd.DataFrame, y: Tensor, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, clips: pd.DataFrame, y: Tensor, device: torch.device, reserve: int = 0) -> None:
         inputs = read_inputs(recipe, clips)
         self.device, self.y = device, y.to(device)
         self.log_mel: Tensor | None = None
@@ -45,7 +47,7 @@ class Pictures:
             self.log_mel = torch.from_numpy(inputs).to(device)
             return
         self.front_end = LogMel(recipe.bands, recipe.sample_rate, recipe.n_fft, recipe.hop).to(device)
-        room, pictures = room_for_clips(device), 4 * len(inputs) * recipe.bands * recipe.frames
+        room, pictures = room_for_clips(device, reserve), 4 * len(inputs) * recipe.bands * recipe.frames
         if pictures <= room:
             self.log_mel = torch.empty(len(inputs), recipe.bands, recipe.frames, device=device)
             room -= pictures
@@ -95,9 +97,24 @@ class Pictures:
                 yield sound.to(self.device, non_blocking=True)
 
 
-def room_for_clips(device: torch.device) -> int:
-    """Bytes of device memory that clips may take: on a GPU six tenths of what is free, the rest is the network's."""
+def room_for_clips(device: torch.device, reserve: int) -> int:
+    """Bytes of memory that clips may take: on a GPU nine tenths of what is free, less what the step needs."""
     if device.type != "cuda":
         return sys.maxsize
     free, _ = torch.cuda.mem_get_info(device)
-    return int(0.6 * free)
+    return int(0.9 * free) - reserve
+
+
+def step_bytes(model: Detector, batch_size: int) -> int:
+    """Bytes that a float32 training step keeps for its backward pass, counted on tensors without content."""
+    recipe, kept = model.recipe, {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    twin = deepcopy(model).to("meta").train()
+    sound = torch.empty(batch_size, model.samples, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        twin(sound, torch.empty(batch_size, recipe.bands, recipe.frames, device="meta"))
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

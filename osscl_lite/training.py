@@ -1,4 +1,4 @@
-"""fit(): the whole recipe in one stage. Explained in chapter 5; what makes it fast, in chapter 8."""
+"""fit(): the whole recipe in one stage. Explained in chapter 5; what makes it fast, in the appendix on speed."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from osscl_lite.files import read_tensors, write_tensors, write_whole
 from osscl_lite.losses import mixup, noisy_arcmix, noisy_supcon
 from osscl_lite.parallel import Team, joined
 from osscl_lite.perturbation import unit_sphere
-from osscl_lite.pictures import Pictures
+from osscl_lite.pictures import Pictures, step_bytes
 from osscl_lite.recipe import Recipe
 
 CHECKPOINT, DETECTOR, LOG = "checkpoint.safetensors", "detector.safetensors", "log.csv"
@@ -76,7 +76,13 @@ def fit(
             mininterval=1,
         ) as bar:
             while run.epoch < run.epochs:
-                losses = run.train_epoch(bar)
+                try:
+                    losses = run.train_epoch(bar)
+                except torch.OutOfMemoryError:
+                    raise BadInput(
+                        f"{device}: its memory is too small for batches of {recipe.batch_size} clips of "
+                        f"{recipe.seconds:g} s at width {recipe.width}; set a smaller batch_size"
+                    ) from None
                 run.finish_epoch(losses)
                 bar.set_postfix({key: f"{run.log[-1][key]:.3f}" for key in ("train_loss", "holdout_loss")})
         return run.finish()
@@ -187,6 +193,7 @@ class Recorded:
             return losses
         if self.graph is None:
             self.inputs = [None if tensor is None else tensor.clone() for tensor in inputs]
+            torch.cuda.empty_cache()  # the graph has memory of its own
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):  # records, runs nothing
                 self.losses = self.step(*self.inputs)
@@ -216,8 +223,11 @@ class Run:
             torch.random.default_generator.manual_seed(recipe.seed)  # the CPU's generator alone
             model = Detector(recipe, machines)
         held = hold_out(clips, recipe.holdout, recipe.seed)
+        half, reserve = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0), 0
+        if device.type == "cuda":
+            reserve = int((0.75 if half else 1.5) * step_bytes(model, recipe.batch_size // self.team.size))
         with self.team.first_before_others():
-            self.pictures = Pictures(recipe, clips, model.machine_labels(clips), device)
+            self.pictures = Pictures(recipe, clips, model.machine_labels(clips), device, reserve)
         if recipe.input == "features":
             model.standardise.fit(self.pictures.log_mel[torch.from_numpy(~held).to(device)])
         model.to(device)
@@ -249,7 +259,6 @@ class Run:
         self.identity = dict(recipe=recipe.to_dict(), machines=machines, clips=fingerprint(clips))
         if out is not None:
             self.resume()
-        half = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         self.losses = self.team.wrap(OneStage(self.model, self.team, half), device)
         self.step = Recorded(self.take_step) if device.type == "cuda" and self.team.size == 1 else self.take_step
 
@@ -276,13 +285,13 @@ class Run:
         permutations = [rng.permutation(len(batch)) for batch in rows]
         sizes = [len(batch) for batch in rows]
         permutations = torch.from_numpy(np.concatenate(permutations)).to(self.device).split(sizes)
+        lams = torch.from_numpy(lams).to(self.device)
         totals = torch.zeros(2, device=self.device)
         self.model.train()
-        for batch, permutation, lam in zip(
-            self.pictures.batches(rows), permutations, torch.from_numpy(lams).to(self.device), strict=True
-        ):
-            totals += self.step(*batch, permutation, lam)
-            bar.update()
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+            for batch, permutation, lam in zip(self.pictures.batches(rows), permutations, lams, strict=True):
+                totals += self.step(*batch, permutation, lam)
+                bar.update()
         supcon, classification = (totals / self.steps).tolist()
         return dict(
             train_loss=supcon + classification,

@@ -20,7 +20,7 @@ def clips():
 
 
 def made(recipe, clips, room, monkeypatch):
-    monkeypatch.setattr(pictures, "room_for_clips", lambda device: room)
+    monkeypatch.setattr(pictures, "room_for_clips", lambda device, reserve: room)
     return Pictures(recipe, clips, torch.arange(len(clips)) % 14, CPU)
 
 
@@ -55,7 +55,7 @@ def test_training_on_little_memory_ends_the_same(clips, monkeypatch):
     recipe = ol.replace(ol.recipe("tfstgram-osscl", "tiny"), epochs=2, width=8)
     ends = []
     for room in (1 << 40, 100):
-        monkeypatch.setattr(pictures, "room_for_clips", lambda device, room=room: room)
+        monkeypatch.setattr(pictures, "room_for_clips", lambda device, reserve, room=room: room)
         ends.append(fit(recipe, clips, device="cpu", progress=False).state_dict())
     for name, tensor in ends[0].items():
         torch.testing.assert_close(tensor, ends[1][name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text)
@@ -72,13 +72,22 @@ def test_a_reader_that_is_left_early_lets_its_thread_go(clips, monkeypatch):
     assert threading.active_count() == before
 
 
+def test_the_memory_of_a_step_is_that_of_its_activations():
+    """The wide tensors of the paper's TFSTgram step, by hand: more than the stem's, less than ten times as much."""
+    model = ol.Detector(ol.recipe("tfstgram-osscl"), 41)
+    stem = 64 * 64 * 32_000 * 4  # batch, channels, samples / 5, float32: each of three such convolutions and its norm
+    assert 3 * stem < pictures.step_bytes(model, 64) < 30 * stem
+    assert pictures.step_bytes(model, 32) == pytest.approx(pictures.step_bytes(model, 64) / 2, rel=0.01)
+    assert next(model.parameters()).device.type == "cpu"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_holds_the_clips_and_gives_the_same_batches(clips, monkeypatch):
     recipe = ol.recipe("tfstgram-osscl", "tiny")
     rows = [np.arange(16), np.arange(16, 24)]
     on_cpu = made(recipe, clips, 1 << 40, monkeypatch)
     for room in (1 << 40, 100):
-        monkeypatch.setattr(pictures, "room_for_clips", lambda device, room=room: room)
+        monkeypatch.setattr(pictures, "room_for_clips", lambda device, reserve, room=room: room)
         on_gpu = Pictures(recipe, clips, torch.arange(len(clips)) % 14, torch.device("cuda", 0))
         assert isinstance(on_gpu.waveforms, torch.Tensor) == (room > 100)
         for one, other in zip(on_cpu.batches(rows), on_gpu.batches(rows), strict=True):

@@ -1,5 +1,6 @@
 """Training: the schedule, the average, the choice of epoch, and that a stop changes nothing."""
 
+import contextlib
 import os
 import random
 import signal
@@ -374,3 +375,62 @@ def test_killed_three_times_the_same_command_ends_the_same(make_features, tmp_pa
     same = (killed / "detector.safetensors").read_bytes() == (whole / "detector.safetensors").read_bytes()
     assert same, f"killed {delay} s after a checkpoint"
     assert not list(killed.glob("*.partial"))
+
+
+class FakeCuda:
+    """What ``Recorded`` needs of torch.cuda: recording runs nothing, replaying runs the step on what was copied in."""
+
+    def __init__(self, monkeypatch):
+        self.recording, self.events = None, []
+        stream = type("Stream", (), {"wait_stream": lambda *_: None})
+        for name, value in dict(
+            Stream=stream, current_stream=stream, stream=lambda _: contextlib.nullcontext(),
+            empty_cache=lambda: self.events.append("empty"), CUDAGraph=lambda: self, graph=self.graph,
+        ).items():  # fmt: skip
+            monkeypatch.setattr(training.torch.cuda, name, value)
+
+    @contextlib.contextmanager
+    def graph(self, graph):
+        self.recording = []
+        yield
+        self.recorded, self.recording = self.recording, None
+
+    def step(self, waveforms, values):
+        if self.recording is None:
+            self.events.append((len(values), values.sum().item()))
+            return values.sum()
+        self.recording.append(values)
+        self.result = torch.zeros(())
+        return self.result
+
+    def replay(self):
+        (values,) = self.recorded
+        self.events.append(("replay", values.sum().item()))
+        self.result.copy_(values.sum())
+
+
+def test_a_recorded_step_sees_every_batch_and_leaves_short_ones_out(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+    step = training.Recorded(fake.step)
+    batches = [torch.full((3 if index in (4, 7) else 4,), float(index)) for index in range(9)]
+    losses = [step(None, batch).item() for batch in batches]
+    assert losses == [batch.sum().item() for batch in batches]
+    expected = [(4, 0.0), (4, 4.0), (4, 8.0), "empty", ("replay", 12.0), (3, 12.0), ("replay", 20.0), ("replay", 24.0)]
+    assert fake.events == [*expected, (3, 21.0), ("replay", 32.0)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_learns_what_a_cpu_learns(log_mels):
+    """Recorded steps in bfloat16 against the CPU's float32: the same clips, draws and, nearly, losses."""
+    recipe = small(epochs=4)
+    logs = [fit(recipe, log_mels, device=device, progress=False).log for device in ("cpu", "cuda")]
+    np.testing.assert_allclose(logs[0]["train_loss"], logs[1]["train_loss"], rtol=0.1)
+
+
+def test_too_little_device_memory_is_said_in_one_line(log_mels, monkeypatch):
+    def full(self, *batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Run, "take_step", full)
+    with pytest.raises(BadInput, match=r"cpu: its memory is too small for batches of 7 clips .* smaller batch_size"):
+        train(small(), log_mels)

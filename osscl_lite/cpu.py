@@ -2,13 +2,14 @@
 
 There the network's time goes into memory traffic more than into arithmetic. PyTorch normalises, stores, rectifies,
 stores, and comes back the same way; its PReLU gradient alone is a third of a step. Here each direction reads its
-tensors twice and stores once. Numba compiles the loops when they are first used, without a C++ compiler. Told in the appendix on speed.
+tensors twice and stores once. Numba compiles the loops when they are first used, without a C++ compiler. Told in
+the appendix on speed.
 """
 
 import contextlib
 import ctypes
 import os
-import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 BLOCK = 256  # rows summed in float32 before the sum joins the float64 total
-SMALL = 1 << 16  # elements below which a second thread costs more than it saves
+SHARE = 1 << 17  # elements a thread should have at least: starting one costs as much as 50 us of work
 
 # NaN and infinity must pass through, so that a training that diverges is noticed.
 compiled = njit(fastmath={"nsz", "arcp", "contract", "reassoc"}, nogil=True)
@@ -107,7 +108,7 @@ def over_rows(kernel: Any, *arguments: np.ndarray, out: np.ndarray | None = None
         ``out``, or the totals, float64 (total, C).
     """
     rows, channels = arguments[0].shape
-    threads = 1 if rows * channels < SMALL else torch.get_num_threads()
+    threads = max(1, min(torch.get_num_threads(), rows * channels // SHARE))
     edges = np.linspace(0, rows, threads + 1).astype(np.int64)
     parts = [np.zeros((total, channels)) if out is None else out for _ in range(threads)]
     waiting = [
@@ -134,9 +135,9 @@ class NormPReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-        rows, shift = rows_of(x), norm.running_mean.numpy().copy()
-        count = len(rows)
-        # Sums of x - running mean: squares of large numbers would cancel in x's own variance.
+        rows = rows_of(x)
+        count, shift = len(rows), rows[0].copy()
+        # Sums of x - its first row: far from zero, squares of x itself would cancel in the variance.
         first, second = over_rows(sums, rows, shift, total=2) / count
         mean, variance = shift + first, np.maximum(second - first**2, 0)
         inverse = 1 / np.sqrt(variance + norm.eps)
@@ -203,27 +204,39 @@ def norm_prelu(x: Tensor, norm: nn.BatchNorm2d, prelu: nn.PReLU | None = None) -
     return NormPReLU.apply(x, norm.weight, norm.bias, slope, norm)
 
 
+class Memory:
+    """How many blocks of code want freed memory kept; the allocator is one for the whole process."""
+
+    users, lock = 0, threading.Lock()
+    kept = ((-3, 2**31 - 1), (-1, 2**31 - 1), (-4, 0))  # mmap threshold, trim threshold, number of maps: names of
+    usual = ((-3, 2**25), (-1, 2**26), (-4, 65_536))  # malloc.h; 32 MiB is where glibc's own adjustment ends
+
+    @classmethod
+    def change(cls, by: int) -> None:
+        """Count users; the first sets the options, the last sets them back and gives free memory to the system."""
+        try:
+            libc = ctypes.CDLL(None)
+            set_option, trim = libc.mallopt, libc.malloc_trim
+        except (OSError, AttributeError, TypeError):  # another system, or musl
+            return
+        with cls.lock:
+            cls.users += by
+            if (cls.users, by) in ((1, 1), (0, -1)):
+                for option, value in cls.kept if by == 1 else cls.usual:
+                    set_option(option, value)
+            if cls.users == 0:
+                trim(0)
+
+
 @contextlib.contextmanager
 def kept_memory() -> Iterator[None]:
     """Keep freed blocks for the next step instead of giving them back to the system after each; on glibc only.
 
     By default glibc maps large blocks anew each time, and the system clears every page before it is used. On leaving,
-    large blocks (32 MiB, where glibc's own adjustment ends) go back again, and what is free goes at once.
+    large blocks go back again, and what is free goes at once.
     """
-    try:
-        libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-        set_option, trim = (None, None) if libc is None else (libc.mallopt, libc.malloc_trim)
-    except (OSError, AttributeError):  # musl has neither
-        set_option, trim = None, None
-    if set_option is None:
-        yield
-        return
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # names of malloc.h
-    for option, value in ((mmap_threshold, 2**31 - 1), (trim_threshold, 2**31 - 1), (mmap_max, 0)):
-        set_option(option, value)
+    Memory.change(1)
     try:
         yield
     finally:
-        for option, value in ((mmap_threshold, 2**25), (trim_threshold, 2**26), (mmap_max, 65_536)):
-            set_option(option, value)
-        trim(0)
+        Memory.change(-1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from osscl_lite.cpu import kept_memory
 from osscl_lite.data import load_features, load_waveforms, take
 from osscl_lite.errors import BadInput
 from osscl_lite.features import FrontEnd, LogMel
@@ -126,7 +127,8 @@ class Scorer:
             BadClips: listing each row that cannot be read, a line a file.
         """
         self._say_other_hall(clips)
-        batches = [self.embed(batch).cpu() for batch in read_batches(self.recipe, clips, batch_size)]
+        with kept_memory():
+            batches = [self.embed(batch).cpu() for batch in read_batches(self.recipe, clips, batch_size)]
         return torch.cat(batches).numpy() if batches else np.empty((0, self.recipe.embedding), np.float32)
 
     def score_clips(self, clips: pd.DataFrame, batch_size: int = 64) -> np.ndarray:
@@ -139,7 +141,8 @@ class Scorer:
         labels = self.machine_labels(clips).split(batch_size)
         self._say_other_hall(clips)
         batches = zip(read_batches(self.recipe, clips, batch_size), labels, strict=len(clips) > 0)
-        scores = [self.score(batch, own).cpu() for batch, own in batches]
+        with kept_memory():
+            scores = [self.score(batch, own).cpu() for batch, own in batches]
         return torch.cat(scores).numpy() if scores else np.empty(0, np.float32)
 
     def _say_other_hall(self, clips: pd.DataFrame) -> None:

@@ -1,20 +1,26 @@
-"""The command line: ``python -m osscl_lite data | train | score | record``, each with an example in its help."""
+"""The command line: ``python -m osscl_lite data | train | score | export | record | grid``, each with an example."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from osscl_lite.data import MACHINES, load_clips
 from osscl_lite.detector import Detector
 from osscl_lite.errors import BadClips, BadInput
 from osscl_lite.files import write_whole
+from osscl_lite.grid import Job, by_name, run_grid, score_table, state
+from osscl_lite.parallel import first_process, first_to_speak, team_size
 from osscl_lite.recipe import ROWS, SIZES, Recipe, recipe, replace
 from osscl_lite.record import record, run_name, summary
-from osscl_lite.training import DETECTOR, LOG, fit, pick_device
+from osscl_lite.training import DETECTOR, LOG, fit
 
 TYPES = sorted({name.partition("/")[0] for name in MACHINES})
 
@@ -22,20 +28,21 @@ TYPES = sorted({name.partition("/")[0] for name in MACHINES})
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0 done, 1 some files could not be used, 2 nothing done)."""
     options = parser().parse_args(arguments)
+    status = 2
     try:
+        if team_size() > 1 and options.run is not _train:
+            raise BadInput("torchrun starts several processes, which only train can use; start this without torchrun")
         return options.run(options)
     except BadClips as error:
-        for line in error.problems.values():
-            print(line, file=sys.stderr)
-        print(
-            f"{len(error.problems)} clips cannot be used; mend or remove them, then run the same again", file=sys.stderr
-        )
+        advice = f"{len(error.problems)} clips cannot be used; mend or remove them, then run the same again"
+        lines = [*error.problems.values(), advice]
     except (BadInput, OSError) as error:
-        print(error, file=sys.stderr)
+        lines = [str(error)]
     except KeyboardInterrupt:
-        print("stopped; the same command again goes on from here", file=sys.stderr)
-        return 130
-    return 2
+        lines, status = ["stopped; the same command again goes on from here"], 130
+    if first_to_speak():
+        print(*lines, sep="\n", file=sys.stderr)
+    return status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,11 +82,20 @@ def parser() -> argparse.ArgumentParser:
         "python -m osscl_lite score --model run/detector.safetensors --out scores.csv dcase2020/dev_data/fan/test",
     )  # fmt: skip
     score.add_argument("clips", nargs="+", type=Path, help="a challenge tree, a folder, WAV files, or one table (.csv)")
-    score.add_argument("--model", type=Path, required=True, help="detector.safetensors of a training")
+    score.add_argument("--model", type=Path, required=True, help="detector.safetensors of a training, or an .onnx file")
     score.add_argument("--machine", help="the machine of files whose path does not tell, such as fan/id_00")
     score.add_argument("--out", type=Path, help="CSV file to write; standard output without it")
     score.add_argument("--device", default="cpu")
+    _workers_option(score)
     score.set_defaults(run=_score)
+
+    exported = _command(
+        commands, "export", "write a trained detector as one ONNX file, sound in and score out",
+        "python -m osscl_lite export --model run/detector.safetensors --out detector.onnx",
+    )  # fmt: skip
+    exported.add_argument("--model", type=Path, required=True, help="detector.safetensors of a training")
+    exported.add_argument("--out", type=Path, required=True, help="ONNX file to write")
+    exported.set_defaults(run=_export)
 
     measured = _command(
         commands, "record", "train, score in every way of chapter 6, and record the run as JSON with its detector",
@@ -88,6 +104,20 @@ def parser() -> argparse.ArgumentParser:
     _training_options(measured)
     measured.add_argument("--to", type=Path, required=True, help="folder for the record")
     measured.set_defaults(run=_record)
+
+    many = _command(
+        commands, "grid", "record a grid of runs, recipes x seeds; what is recorded already is not run again",
+        "python -m osscl_lite grid --recipes logmel-osscl,tfstgram-osscl --seeds 3 --data hall --size book"
+        " --out runs --to results --workers 2",
+    )  # fmt: skip
+    many.add_argument("--recipes", required=True, help=f"some of {','.join(ROWS)}")
+    many.add_argument("--seeds", type=int, default=1, metavar="N", help="0 to N - 1, of training and generated clips")
+    _source_options(many, "NAME=VALUE[,VALUE]", "change a value of the recipes; several values give a run each")
+    many.add_argument("--out", type=Path, required=True, help="folder for a folder of each run")
+    many.add_argument("--to", type=Path, required=True, help="folder for the records")
+    _workers_option(many)
+    many.add_argument("--list", action="store_true", help="print each run and how far it is; run nothing")
+    many.set_defaults(run=_grid)
     return top
 
 
@@ -103,15 +133,24 @@ def _command(verbs: argparse._SubParsersAction, name: str, about: str, example: 
 
 def _training_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--recipe", choices=ROWS, required=True)
+    command.add_argument("--seed", type=int, default=None, help="of the training, and of the generated clips")
+    _source_options(command, "NAME=VALUE", "change a value of the recipe")
+    command.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and detector")
+
+
+def _source_options(command: argparse.ArgumentParser, change: str, about: str) -> None:
     command.add_argument("--data", choices=("hall", "dcase2020", "features"), required=True)
     command.add_argument("--root", type=Path, help="folder of dcase2020 or features")
     command.add_argument("--size", choices=SIZES, default="paper", help="of the recipe and of the generated hall")
-    command.add_argument("--seed", type=int, default=None, help="of the training, and of the generated clips")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a value of the recipe"
-    )
+    command.add_argument("--set", action="append", default=[], metavar=change, help=about)
     command.add_argument("--device", default="auto")
-    command.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and detector")
+
+
+def _workers_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers", type=int, default=1, metavar="N",
+        help="how many at a time; above 1 as tasks on a Ray cluster, at RAY_ADDRESS or else on this machine alone",
+    )  # fmt: skip
 
 
 def _chosen_recipe(options: argparse.Namespace) -> Recipe:
@@ -130,8 +169,14 @@ def _chosen_recipe(options: argparse.Namespace) -> Recipe:
     return chosen if options.seed is None else replace(chosen, seed=options.seed)
 
 
-def _training_clips(options: argparse.Namespace) -> pd.DataFrame:
-    return load_clips(options.data, size=options.size, root=options.root, seed=options.seed or 0)
+def _source(options: argparse.Namespace) -> dict[str, Any]:
+    return dict(source=options.data, size=options.size, root=options.root, seed=options.seed or 0)
+
+
+def _data_name(options: argparse.Namespace) -> str:
+    if options.data != "hall" and options.root is None:
+        raise BadInput(f"--data {options.data}: say in which folder with --root")
+    return f"hall-{options.size}" if options.data == "hall" else options.root.resolve().name
 
 
 def _download(options: argparse.Namespace) -> int:
@@ -149,7 +194,9 @@ def _hall(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    model = fit(_chosen_recipe(options), _training_clips(options), device=options.device, out=options.out)
+    model = fit(_chosen_recipe(options), load_clips(**_source(options)), device=options.device, out=options.out)
+    if not first_process():
+        return 0
     best = model.log[model.log["chosen"]].iloc[-1]
     print(
         f"epoch {best['epoch']:.0f} of {len(model.log)} chosen: held-out loss {best['holdout_loss']:.3f}, "
@@ -160,24 +207,54 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _record(options: argparse.Namespace) -> int:
-    chosen, clips = _chosen_recipe(options), _training_clips(options)
-    data = f"hall-{options.size}" if options.data == "hall" else options.root.resolve().name
+    chosen, clips, data = _chosen_recipe(options), load_clips(**_source(options)), _data_name(options)
     result = record(chosen, clips, data, options.out, options.to, options.device)
     print(summary([result]).xs("value", level=1).round(2).to_string())
     print(f"wrote {options.to / run_name(data, chosen)}.json and .safetensors")
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    from osscl_lite.export import export
+
+    export(Detector.load(options.model), options.out)
+    print(f"wrote {options.out}")
+    return 0
+
+
+def _grid(options: argparse.Namespace) -> int:
+    jobs = grid_jobs(options)
+    if options.list:
+        for name, job in by_name(jobs).items():
+            print(f"{name}: {state(job, options.to, options.out)}")
+        return 0
+    failed = run_grid(jobs, options.to, options.out, options.workers, options.device)
+    if failed:
+        print(f"{len(failed)} runs failed; mend what their lines say, then run the same again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def grid_jobs(options: argparse.Namespace) -> list[Job]:
+    """The runs of ``grid``, seed by seed."""
+    names = options.recipes.split(",")
+    if strangers := [name for name in names if name not in ROWS]:
+        raise BadInput(f"--recipes {','.join(strangers)}: choose some of {','.join(ROWS)}")
+    if options.seeds < 1:
+        raise BadInput(f"--seeds {options.seeds}: give 1 or more")
+    changes = [(name, text.split(",")) for name, _, text in (change.partition("=") for change in options.set)]
+    jobs = []
+    for seed, name, *values in product(range(options.seeds), names, *(texts for _, texts in changes)):
+        settings = [f"{change}={value}" for (change, _), value in zip(changes, values, strict=True)]
+        one = argparse.Namespace(**vars(options) | dict(recipe=name, seed=seed, set=settings))
+        jobs.append(Job(_chosen_recipe(one), _data_name(one), _source(one)))
+    return jobs
+
+
 def _score(options: argparse.Namespace) -> int:
-    model = Detector.load(options.model, pick_device(options.device))
     clips = clips_to_score(options.clips, options.machine)
-    bad: dict[int, str] = {}
-    try:
-        scores = model.score_clips(clips)
-    except BadClips as error:
-        bad = error.problems
-        clips = clips.drop(index=list(bad)).reset_index(drop=True)
-        scores = model.score_clips(clips)
+    with redirect_stdout(sys.stderr):  # where Ray tells of workers that died
+        scores, bad = score_table(options.model, options.device, clips, options.workers)
+    clips, scores = clips.drop(index=list(bad)), np.delete(scores, list(bad))
     for line in bad.values():
         print(line, file=sys.stderr)
     columns = [column for column in ("path", "machine_type", "machine_id", "label", "index") if column in clips]

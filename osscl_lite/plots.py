@@ -298,3 +298,103 @@ def auc_intervals(table: pd.DataFrame, ax: Axes | None = None, *, title: str = "
     ax.set_axisbelow(True)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
+
+
+STEPS = {
+    "plain": "plain PyTorch",
+    "channels last": "+ channels last",
+    "allocator": "+ memory",
+    "kernels off": "+ our loop",
+    "ours": "ours",
+    "reference": "reference",
+}
+
+
+@styled
+def speed_bars(case: dict[str, Any], ax: Axes | None = None, *, title: str = "") -> Axes:
+    """Clips a second of the variants of one case, a bar each, and how many times the first. The appendix on speed.
+
+    Args:
+        case: of ``read_speed("step")`` or "loader"; thin lines are the quartiles over its rounds.
+    """
+    rows = case["variants"]
+    ax = _axes(ax, 5, 0.5 + 0.3 * len(rows))
+    for at, row in enumerate(rows):
+        speed, (low, high) = row["clips_per_second"]["median"], row["clips_per_second"]["quartiles"]
+        ax.barh(at, speed, height=0.7, color=VERMILION if row["variant"] == "ours" else SKY)
+        ax.plot([low, high], [at, at], color=BLACK, linewidth=1)
+        ratio = f" ({row['ratio']['median']:.2f} ×)" if "ratio" in row else ""
+        ax.text(max(speed, high), at, f" {speed:.3g}{ratio}", va="center")
+    ax.set_yticks(range(len(rows)), [STEPS[row["variant"]] for row in rows])
+    ax.set(xlabel="clips a second", title=title, ylim=(len(rows) - 0.5, -0.5))
+    ax.set_xlim(0, 1.4 * max(row["clips_per_second"]["quartiles"][1] for row in rows))  # room for the numbers
+    return ax
+
+
+@styled
+def roofline(cases: Sequence[dict[str, Any]], ax: Axes | None = None, *, title: str = "") -> Axes:
+    """Operations a second over operations a byte: the machine's roof, and what steps reach. The appendix on speed.
+
+    Args:
+        cases: of ``read_speed("roofline")`` with one number of threads; at most 8.
+    """
+    ax = _axes(ax, 5, 4.2)
+    peak = max(case["peaks"]["float32"] for case in cases) / 1e9
+    bandwidth = max(case["peaks"]["bytes_per_second"] for case in cases) / 1e9
+    across = np.geomspace(0.5, 200, 200)
+    ax.plot(across, np.minimum(peak, bandwidth * across), color=BLACK, label="roof of this machine")
+    for case, colour, marker in zip(cases, COLOURS, MARKERS, strict=False):
+        bound, work = case["bounds"]["float32"], case["step_flops"] / 1e9
+        reached, most = work / case["step_seconds"]["median"], work / bound["least_seconds"]
+        at = case["step_flops"] / bound["bytes"]
+        name = f"{case['recipe'].removesuffix('-osscl')}, {case['seconds']:g} s"
+        ax.plot([at, at], [reached, most], color=colour, linestyle=":", linewidth=1)
+        ax.plot(at, most, marker, color=colour, markerfacecolor="white")
+        ax.plot(at, reached, marker, color=colour, label=name)
+    ax.set(xscale="log", yscale="log", title=title)
+    ax.set(xlabel="operations a byte of memory traffic", ylabel="billion operations a second")
+    ax.grid(color="0.9")
+    ax.legend(loc="lower right")
+    return ax
+
+
+@styled
+def growth(
+    cases: Sequence[dict[str, Any]], grows: str, value: Callable[[dict[str, Any]], float], ax: Axes | None = None
+) -> Axes:
+    """How a measured value grows, plain and ours. The appendix on speed.
+
+    Args:
+        cases: of ``read_speed("growth")``.
+        grows: "clips", "seconds" or "batch"; ``value``: what to draw of a case, from 0.
+    """
+    ax = _axes(ax, 4, 2.4)
+    for variant, colour, marker in (("plain", SKY, "s"), ("ours", VERMILION, "o")):
+        points = sorted((c[grows], value(c)) for c in cases if (c["grows"], c["variant"]) == (grows, variant))
+        if points:
+            ax.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=colour, label=STEPS[variant])
+    ax.set_xlabel({"clips": "clips", "seconds": "length of a clip (s)", "batch": "clips in a batch"}[grows])
+    ax.set_ylim(0, None)
+    return ax
+
+
+@styled
+def seed_curves(
+    curves: dict[str, ArrayLike], ax: Axes | None = None, *, title: str = "", unit: str = "loss (nats)"
+) -> Axes:
+    """Mean over seeds of several ways to train, with the range of the first one's seeds. The appendix on speed.
+
+    Args:
+        curves: name -> (seeds, epochs).
+    """
+    ax = _axes(ax, 5, 3)
+    for place, (name, colour, marker) in enumerate(zip(curves, COLOURS, ("s", "o", "^"), strict=False)):
+        runs = np.asarray(curves[name], float)
+        epochs = np.arange(1, runs.shape[1] + 1)
+        if place == 0:
+            ax.fill_between(epochs, runs.min(0), runs.max(0), color="0.85", label=f"{name}: its {len(runs)} seeds")
+        ax.plot(epochs, runs.mean(0), marker=marker, markersize=7 - 2 * place, color=colour, linewidth=1, label=name)
+    ax.set(xlabel="epoch", ylabel=unit, title=title)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend()
+    return ax

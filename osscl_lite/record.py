@@ -25,6 +25,7 @@ from osscl_lite.recipe import Recipe
 from osscl_lite.training import fit
 
 RESULTS = Path(__file__).parent / "results"
+SPEED = RESULTS / "speed"
 PAPER_SCORE = "paper's score"
 METHODS = (
     PAPER_SCORE,
@@ -227,3 +228,24 @@ def summary(results: Sequence[dict[str, Any]], average: str = "mean", value: str
         rows[method, "value"] = {column: pair[0] for column, pair in both.items()}
         rows[method, "±"] = {column: pair[1] for column, pair in both.items()}
     return pd.DataFrame(rows).T
+
+
+def read_speed(section: str, device: str = "cpu", folder: Path = SPEED) -> dict[str, Any]:
+    """Read a section of the measurements of speed, as ``python -m benchmarks`` wrote it. Told in the appendix on speed.
+
+    Args:
+        section: such as "step" or "roofline"; ``device``: "cpu" or "cuda".
+
+    Returns:
+        what and how (texts), cases and skipped (lists), measured_on.
+
+    Raises:
+        BadInput: if it was not measured on that device yet, with the command that does.
+    """
+    path = folder / f"{device}-{section}.json"
+    if not path.is_file():
+        raise BadInput(
+            f"{path.name}: not measured yet; python -m benchmarks --device {device} --only {section}"
+            " --to osscl_lite/results/speed"
+        )
+    return json.loads(path.read_text())

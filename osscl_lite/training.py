@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from osscl_lite.cpu import kept_memory
 from osscl_lite.data import fingerprint, load_features, machine_names
-from osscl_lite.detector import Detector
+from osscl_lite.detector import Detector, read_inputs
 from osscl_lite.errors import BadInput
 from osscl_lite.files import read_tensors, write_tensors, write_whole
 from osscl_lite.losses import mixup, noisy_arcmix, noisy_supcon
@@ -226,8 +226,10 @@ class Run:
         half, reserve = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0), 0
         if device.type == "cuda":
             reserve = int((0.75 if half else 1.5) * step_bytes(model, recipe.batch_size // self.team.size))
-        with self.team.first_before_others():
-            self.pictures = Pictures(recipe, clips, model.machine_labels(clips), device, reserve)
+        if self.team.size > 1:
+            with self.team.first_before_others():
+                read_inputs(recipe, clips)  # from here on in the cache
+        self.pictures = Pictures(recipe, clips, model.machine_labels(clips), device, reserve)
         if recipe.input == "features":
             model.standardise.fit(self.pictures.log_mel[torch.from_numpy(~held).to(device)])
         model.to(device)
@@ -259,6 +261,11 @@ class Run:
         self.identity = dict(recipe=recipe.to_dict(), machines=machines, clips=fingerprint(clips))
         if out is not None:
             self.resume()
+        if not self.team.all_say(json.dumps([self.identity, self.epoch]), device):
+            raise BadInput(
+                "the processes found different recipes, clips or checkpoints: start all with the same command, with "
+                "folders that all of them reach"
+            )
         self.losses = self.team.wrap(OneStage(self.model, self.team, half), device)
         self.step = Recorded(self.take_step) if device.type == "cuda" and self.team.size == 1 else self.take_step
 
@@ -331,7 +338,7 @@ class Run:
         """
         if not isfinite(losses["train_loss"]):
             raise BadInput(f"epoch {self.epoch + 1}: the training loss is not finite; lower the learning rate")
-        self.team.agree(self.averaged)  # BatchNorm statistics differ where each process has its own
+        self.team.agree(self.live + self.averaged)  # BatchNorm statistics differ where each process has its own
         loss, accuracy = self.holdout_loss() if len(self.held_rows) else (float("nan"), float("nan"))
         chosen = not loss >= self.best_loss  # without held-out clips, the last epoch
         if chosen:

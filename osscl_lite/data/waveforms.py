@@ -14,6 +14,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from hashlib import blake2b
 from pathlib import Path
 
@@ -31,6 +32,7 @@ SAMPLE_RATE = 16_000  # Hz: what the challenge recorded, and what every front en
 CHUNK = 256  # clips read or generated at a time
 LONG = 2_000  # from this many clips on, a progress bar on a terminal
 STALE = 3_600.0  # seconds without a write after which a temporary file belongs to a writer that is gone
+_cached: ContextVar[bool] = ContextVar("cached", default=True)
 
 
 def _promised_bytes(path: Path) -> tuple[int, int]:
@@ -138,7 +140,8 @@ def load_waveforms(clips: pd.DataFrame, seconds: float, cache: str | Path | None
         cache: the folder; default: environment variable OSSCL_LITE_CACHE, else the platform's cache folder.
 
     Returns:
-        int16, (N, L) with L = seconds * 16000, a read-only memory map; row i is row i of the table.
+        int16, (N, L) with L = seconds * 16000, a read-only memory map; row i is row i of the table. Within
+        ``uncached`` an array in memory, unless the cache has it.
 
     Raises:
         BadClips: after all rows were looked at, with a line for each row that cannot be used.
@@ -161,6 +164,11 @@ def load_waveforms(clips: pd.DataFrame, seconds: float, cache: str | Path | None
     shape = (len(clips), samples)
     if not problems and (kept := _open(target, shape)) is not None:
         return kept
+    if not _cached.get():
+        waveforms = np.concatenate(list(_blocks(clips, samples, problems)))
+        if problems:
+            raise BadClips(problems)
+        return waveforms
     try:
         _write(clips, samples, target, problems)
     except OSError as error:
@@ -172,6 +180,16 @@ def load_waveforms(clips: pd.DataFrame, seconds: float, cache: str | Path | None
     if waveforms is None:
         raise BadInput(f"{target}: was written and cannot be read back: set OSSCL_LITE_CACHE to another folder")
     return waveforms
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Within it ``load_waveforms`` writes nothing to the disk: for tables that are read once, in parts."""
+    before = _cached.set(False)
+    try:
+        yield
+    finally:
+        _cached.reset(before)
 
 
 def _identity(path: str) -> str:

@@ -32,7 +32,9 @@ def score(run, *words):
 
 
 @pytest.mark.parametrize(
-    "words", [["data", "download"], ["data", "hall"], ["train"], ["score"], ["record"]], ids=lambda words: words[-1]
+    "words",
+    [["data", "download"], ["data", "hall"], ["train"], ["score"], ["export"], ["record"], ["grid"]],
+    ids=lambda words: words[-1],
 )
 def test_help_shows_an_example_that_parses(words, capsys):
     from osscl_lite.__main__ import parser

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from benchmarks import curve, end_to_end, epoch, growth, profiler, roofline, step
@@ -15,24 +16,29 @@ from osscl_lite.training import pick_device
 
 
 def inference(setting: Setting) -> None:
-    """What ``benchmarks.inference`` measures, in a file as the others."""
-    report = Report(
+    """Latency of one clip and clips a second, in this process."""
+    whole(
         setting, "inference", "latency of one clip and clips a second: PyTorch, torch.compile, ONNX Runtime",
-        "in this process; see benchmarks/inference.py",
+        "in this process; see benchmarks/inference.py", "benchmarks.inference",
     )  # fmt: skip
 
-    def measure() -> dict:
-        try:
-            from benchmarks.inference import measure
-        except ImportError as error:
-            raise BadInput(f"benchmarks/inference.py: {error}") from None
-        return measure()
 
-    if setting.quick:
-        report.skipped.append(dict(reason="not part of --quick"))
+def parallel(setting: Setting) -> None:
+    """Two processes against one."""
+    whole(
+        setting, "parallel", "loss and gradient of two processes against those of one with the same batch",
+        "two CPU processes under torchrun; see benchmarks/parallel.py", "benchmarks.parallel",
+    )  # fmt: skip
+
+
+def whole(setting: Setting, section: str, what: str, how: str, module: str) -> None:
+    """A section that a module's own ``measure`` does in one piece, always on the CPU."""
+    report = Report(setting, section, what, how)
+    if setting.quick or setting.device != "cpu":
+        report.skipped.append(dict(reason="not part of --quick" if setting.quick else "of the CPU only"))
         report.write()
     else:
-        report.case(dict(part="all"), measure)
+        report.case(dict(part="all"), lambda: import_module(module).measure())
 
 
 SECTIONS: dict[str, Callable[[Setting], None]] = {
@@ -43,6 +49,7 @@ SECTIONS: dict[str, Callable[[Setting], None]] = {
     "profile": profiler.measure,
     "growth": growth.measure,
     "inference": inference,
+    "parallel": parallel,
     "curve": curve.measure,
 }
 

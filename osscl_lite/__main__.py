@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         lines, status = ["stopped; the same command again goes on from here"], 130
     if first_to_speak():
+        if team_size() > 1:
+            lines.insert(0, "")  # the line may still show the progress of another process
         print(*lines, sep="\n", file=sys.stderr)
     return status
 

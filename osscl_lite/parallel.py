@@ -1,4 +1,4 @@
-"""Several processes that train one detector together, started by torchrun. Told in chapter 8.
+"""Several processes that train one detector together, started by torchrun. Told in the appendix on speed.
 
 Each takes its share of every batch through the network. The embeddings are gathered before the losses, because the
 contrastive loss compares every clip of the batch with every other: N processes with B / N clips each then have the
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from hashlib import blake2b
 from itertools import count
 from typing import Any
@@ -141,9 +142,12 @@ def joined(device: torch.device) -> Iterator[Team]:
         try:
             yield team
         except BaseException as error:
+            gone = isinstance(error, RuntimeError) and lost(error)
+            if not gone:
+                first_to_speak()  # asked before the others notice: the line about this error is the one to read
             # Destroying the group would wait on GPUs for work that the others no longer do.
             (dist.group.WORLD.abort if device.type == "cuda" else dist.destroy_process_group)()
-            if isinstance(error, RuntimeError) and lost(error):
+            if gone:
                 raise BadInput(
                     f"process {team.rank} of {team.size}: another process of this training is gone ({short(error)}); "
                     f"{AGAIN}"
@@ -196,11 +200,12 @@ def last_words(team: Team) -> Iterator[None]:
         return
     reading, writing = socket.socketpair()
     writing.setblocking(False)
-    handler, wakeup = signal.signal(signal.SIGTERM, lambda *_: None), signal.set_wakeup_fd(writing.fileno())
+    number = writing.detach()  # not closed with this frame, which an error ends
+    handler, wakeup = signal.signal(signal.SIGTERM, lambda *_: None), signal.set_wakeup_fd(number)
 
     def listen() -> None:
-        while number := reading.recv(1):
-            if number[0] in (signal.SIGTERM, signal.SIGINT):
+        while came := reading.recv(1):
+            if came[0] in (signal.SIGTERM, signal.SIGINT):
                 time.sleep(GRACE)
                 if first_to_speak():
                     print(
@@ -213,9 +218,10 @@ def last_words(team: Team) -> Iterator[None]:
     yield
     signal.set_wakeup_fd(wakeup)
     signal.signal(signal.SIGTERM, handler)
-    writing.close()
+    socket.close(number)
 
 
+@cache
 def first_to_speak() -> bool:
     """Whether this process tells why all end: the first that asks, so that there is one line, not N."""
     if team_size() == 1 or not dist.is_available():

@@ -49,7 +49,8 @@ def fit(
         device: "cpu", "cuda", ... or "auto": a GPU if there is one.
         out: folder for a checkpoint and the log (log.csv) every epoch, and the detector (detector.safetensors). The
             same call again goes on where the last one stopped; on a CPU with the same result, byte for byte, as
-            without the stop.
+            without the stop. Another number of processes may go on too; the result then differs by rounding, by a
+            last batch that does not divide, and on CPUs by BatchNorm, which sees a process's share there.
         progress: a text bar with the losses.
 
     Returns:
@@ -218,7 +219,10 @@ class Run:
     ) -> None:
         self.recipe, self.device, self.out, self.epochs, self.team = recipe, device, out, recipe.epochs, team or Team()
         if recipe.batch_size % self.team.size:
-            raise BadInput(f"batches of {recipe.batch_size} do not divide among {self.team.size} processes")
+            raise BadInput(
+                f"batches of {recipe.batch_size} do not divide among {self.team.size} processes; "
+                "choose another batch_size"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(recipe.seed)  # the CPU's generator alone
             model = Detector(recipe, machines)
@@ -270,7 +274,11 @@ class Run:
         self.step = Recorded(self.take_step) if device.type == "cuda" and self.team.size == 1 else self.take_step
 
     def split(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Rows in batches. BatchNorm needs two clips a process: a last batch of fewer is left out."""
+        """Rows in batches, the last one short.
+
+        Of several processes each takes as many clips of it, the rest is left out. BatchNorm needs two clips a process:
+        a last batch of fewer is left out.
+        """
         size, each = self.recipe.batch_size, self.team.size
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         batches = [batch[: len(batch) // each * each] for batch in batches]

@@ -27,7 +27,7 @@ def measure(setting: Setting) -> None:
         for recipe, variants in plans(setting):
             paper = recipe.seconds > 5
             steps = 1 if setting.quick or cpu and paper else 30 if not cpu else 4 if recipe.front_end == "logmel" else 2
-            rounds = 2 if setting.quick else 3 if cpu and paper else 7
+            rounds = 2 if setting.quick else 3 if cpu and paper else 5
             report.case(
                 shapes(recipe) | dict(threads=threads, variants_compared=len(variants)),
                 lambda recipe=recipe, variants=variants, steps=steps, rounds=rounds, threads=threads: side_by_side(

@@ -54,7 +54,8 @@ class Worker:
         environment = os.environ | dict(OMP_NUM_THREADS=str(threads), OSSCL_LITE_CACHE=str(setting.work / "cache"))
         if variant not in OURS:  # undo what importing the package sets, which this process has done
             environment |= {} if variant == "allocator" else {LARGE_PAGES: "0"}
-            environment.pop("OMP_WAIT_POLICY", None)
+            for word in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+                environment.pop(word, None)
         noise_clips(setting.work, count, recipe.seconds, files)  # written here: workers start side by side
         self.count, self.log = count, tempfile.TemporaryFile()
         self.process = subprocess.Popen(

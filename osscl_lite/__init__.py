@@ -4,6 +4,7 @@ import os
 
 # Threads that wait by sleeping: two that spin are far slower than one as soon as another program wants a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # GNU's: the next loop is often only microseconds away
 # Large tensors on large pages, where the system has them: fewer page faults and address look-ups in training.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 

@@ -185,7 +185,7 @@ def lost(error: RuntimeError) -> bool:
 
 def short(error: Exception) -> str:
     """The first sentence of an error of torch's, without the line of its source."""
-    return re.sub(r"^\[[^]]*\] *", "", str(error).splitlines()[0]).split(". ")[0][:160]
+    return re.sub(r"^\[[^]]*\] *", "", str(error).partition("\n")[0]).split(". ")[0][:160]
 
 
 @contextmanager

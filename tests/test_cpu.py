@@ -144,7 +144,7 @@ outside = faults()
 with kept_memory():
     with kept_memory():
         faults()
-    inside = faults()
+    inside = min(faults() for _ in range(5))
 print(outside, inside, faults())
 """
     run = subprocess.run(

@@ -43,6 +43,7 @@ def whole(setting: Setting, section: str, what: str, how: str, module: str) -> N
 
 SECTIONS: dict[str, Callable[[Setting], None]] = {
     "step": step.measure,
+    "pair": step.measure_pair,
     "loader": end_to_end.measure,
     "epoch": epoch.measure,
     "roofline": roofline.measure,

@@ -36,6 +36,23 @@ def measure(setting: Setting) -> None:
             )
 
 
+def measure_pair(setting: Setting) -> None:
+    """The short recipes again, ours and plain alone: three more waiting processes take memory and caches from both."""
+    report = Report(
+        setting, "pair", "clips a second of a training step, ours and the plain PyTorch version, nothing else running",
+        "as in step, with two processes; more rounds",
+    )  # fmt: skip
+    for threads in setting.threads:
+        for recipe in setting.recipes():
+            if recipe.seconds < 5:
+                report.case(
+                    shapes(recipe) | dict(threads=threads),
+                    lambda recipe=recipe, threads=threads: side_by_side(
+                        setting, recipe, ("plain", "ours"), 4 * recipe.batch_size, 2 if setting.quick else 9, threads
+                    ),
+                )
+
+
 def plans(setting: Setting) -> list[tuple[Recipe, tuple[str, ...]]]:
     """Recipes and the variants to compare: what CPUs can switch on, GPUs need not, and memory must hold them all."""
     if setting.device != "cpu":

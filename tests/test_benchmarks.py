@@ -135,7 +135,7 @@ def test_a_whole_run_is_projected_as_the_formula_says():
 
 
 def test_the_profile_tells_forward_from_backward_and_update():
-    weight = torch.randn(300, 300, requires_grad=True)
+    weight = torch.randn(600, 600, requires_grad=True)
     optimizer = torch.optim.AdamW([weight])
 
     def work():
@@ -183,7 +183,7 @@ def test_a_worker_that_dies_is_one_line(tmp_path):
 
 def test_the_command_refuses_what_it_does_not_know(tmp_path, capsys):
     assert command.main(["--only", "steps", "--to", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("--only steps: choose of step,loader")
+    assert capsys.readouterr().err.startswith("--only steps: choose of step,pair,loader")
     if not torch.cuda.is_available():
         assert command.main(["--device", "cuda", "--to", str(tmp_path)]) == 2
         assert "not usable here" in capsys.readouterr().err

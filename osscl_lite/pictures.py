@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from osscl_lite.data import take
+from osscl_lite.data import take, to_float
 from osscl_lite.detector import Detector, read_inputs
 from osscl_lite.features import LogMel
 from osscl_lite.recipe import Recipe
@@ -78,7 +78,7 @@ class Pictures:
         else:
             sounds = (None if self.waveforms is None else self.waveforms[part] for part in uploaded)
         for part, sound in zip(uploaded, sounds, strict=True):
-            log_mel = self.front_end(sound.float() / 32768.0) if self.log_mel is None else self.log_mel[part]
+            log_mel = self.front_end(to_float(sound)) if self.log_mel is None else self.log_mel[part]
             yield sound if self.listens else None, log_mel, self.y[part]
 
     def _read_ahead(self, waveforms: np.ndarray, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from osscl_lite.cpu import kept_memory
-from osscl_lite.data import fingerprint, load_features, machine_names
+from osscl_lite.data import fingerprint, load_features, machine_names, to_float
 from osscl_lite.detector import Detector, read_inputs
 from osscl_lite.errors import BadInput
 from osscl_lite.files import read_tensors, write_tensors, write_whole
@@ -146,7 +146,7 @@ class OneStage(nn.Module):
         """
         recipe, share = self.model.recipe, self.team.share(len(y))
         if waveforms is not None:
-            waveforms = waveforms.float() / 32768.0
+            waveforms = to_float(waveforms)
         if recipe.loss == "arcface":
             z = self.embed(waveforms, log_mel, share)
             return z.new_zeros(()), functional.cross_entropy(self.model.logits(z, y), y)
@@ -333,7 +333,7 @@ class Run:
         loss, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         parts = [self.held_rows[start : start + 256] for start in range(0, len(self.held_rows), 256)]
         for waveforms, log_mel, y in self.pictures.batches(parts):
-            z = self.average(None if waveforms is None else waveforms.float() / 32768.0, log_mel)
+            z = self.average(None if waveforms is None else to_float(waveforms), log_mel)
             loss += functional.cross_entropy(self.average.logits(z, y), y, reduction="sum")
             right += (self.average.logits(z, y, margin=0.0).argmax(1) == y).sum()
         return (loss / len(self.held_rows)).item(), (right / len(self.held_rows)).item()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import torch
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -58,3 +59,12 @@ def make_features(tmp_path_factory):
         return root
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """As workers and torchrun's processes have: with more threads, sums are taken in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -22,16 +22,8 @@ from osscl_lite.__main__ import main
 from osscl_lite.errors import BadInput
 from osscl_lite.grid import Job, run_grid
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TIMES = ("train_seconds", "epoch_seconds")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in a worker: rounding depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +71,11 @@ def marks(folder):
 
 
 @pytest.fixture(scope="module")
-def local(root, tmp_path_factory):
+def local(root, one_thread, tmp_path_factory):
     """Four runs in this process: the folder, the jobs, the lines."""
     folder = tmp_path_factory.mktemp("local")
     jobs = [job(root, name, seed) for seed in (0, 1) for name in ("logmel-osscl", "logmel-arcface")]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     failed, lines = run(jobs, folder)
-    torch.set_num_threads(threads)
     assert failed == {}
     return folder, jobs, lines
 

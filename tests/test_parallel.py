@@ -33,7 +33,7 @@ SMALL = dict(width=8, embedding=16, reduction=8, holdout=0.15, epochs=4)
 BATCH = {"logmel-osscl": 12, "logmel-arcface": 8, "stgram-osscl": 8, "tfstgram-osscl": 8}  # last batches are shorter
 CHECKPOINT = "checkpoint.safetensors"
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")]
 
 
 def epoch(name, features, tree, team=None, frozen=True):
@@ -117,15 +117,6 @@ def read(path):
 
 def ours(stderr):
     return re.findall(r"process \d of 2: .*", stderr)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As torchrun's processes have: with more, sums are taken in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

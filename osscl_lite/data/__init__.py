@@ -6,7 +6,7 @@ import pandas as pd
 
 from osscl_lite.data.dcase import MACHINES, dcase_table, machine_names
 from osscl_lite.data.precomputed import features_table, load_features
-from osscl_lite.data.waveforms import SAMPLE_RATE, fingerprint, load_waveforms, read_wav, take
+from osscl_lite.data.waveforms import SAMPLE_RATE, fingerprint, load_waveforms, read_wav, take, to_float
 from osscl_lite.errors import BadInput
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "machine_names",
     "read_wav",
     "take",
+    "to_float",
 ]
 
 

@@ -307,7 +307,12 @@ def take(waveforms: np.ndarray | Tensor, indices: np.ndarray | Tensor, device: t
         batch = waveforms[indices.to(waveforms.device)]
     else:
         batch = torch.from_numpy(waveforms[indices.cpu().numpy()])
-    return batch.to(device).float() / 32768.0
+    return to_float(batch.to(device))
+
+
+def to_float(sound: Tensor) -> Tensor:
+    """int16 samples as float32 in [-1, 1), of any shape and on any device."""
+    return sound.float() / 32768.0
 
 
 def fingerprint(clips: pd.DataFrame) -> str:

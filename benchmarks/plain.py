@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from osscl_lite import Detector, Recipe, load_waveforms
 from osscl_lite.features import FRONT_ENDS, LogMel
 from osscl_lite.losses import arcface_logits, mixup, noisy_arcmix, noisy_supcon
-from osscl_lite.mobilefacenet import STAGES, halve
+from osscl_lite.mobilefacenet import BOTTLENECKS, halve
 from osscl_lite.training import learning_rate
 
 
@@ -52,10 +52,10 @@ class PlainNetwork(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(conv2d(channels, width, 3, 2, 1), conv2d(width, width, 3, 1, 1, width))
         stages, i = [], width
-        for expansion, repeats in STAGES:
+        for expansion, widths, repeats, stride in BOTTLENECKS["small"]:
             for repeat in range(repeats):
-                stages.append(PlainBottleneck(i, 2 * width, 1 if repeat else 2, expansion))
-                i = 2 * width
+                stages.append(PlainBottleneck(i, widths * width, 1 if repeat else stride, expansion))
+                i = widths * width
         self.stages = nn.Sequential(*stages)
         self.expand = conv2d(i, 8 * width, 1)
         self.pool = conv2d(8 * width, 8 * width, (halve(bands, 4), halve(frames, 4)), groups=8 * width, linear=True)

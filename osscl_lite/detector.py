@@ -14,7 +14,7 @@ from torch.nn import functional
 from osscl_lite.cpu import kept_memory
 from osscl_lite.data import load_features, load_waveforms, take
 from osscl_lite.errors import BadInput
-from osscl_lite.features import FrontEnd, LogMel
+from osscl_lite.features import FrontEnd, LogMel, bands_below
 from osscl_lite.files import read_tensors, write_tensors
 from osscl_lite.losses import arcface_logits
 from osscl_lite.mobilefacenet import MobileFaceNet
@@ -164,6 +164,8 @@ class Detector(Scorer, nn.Module):
 
     Attributes:
         log: one row an epoch after ``fit``, else None.
+        watched: after a ``fit`` that watched clips, the scores of its moving average after each epoch, (epochs, N).
+        earlier: after a training in two stages the detector of the first, else None.
     """
 
     def __init__(self, recipe: Recipe, classes: int | Sequence[str]) -> None:
@@ -172,15 +174,25 @@ class Detector(Scorer, nn.Module):
         self.machines = [f"class {i}" for i in range(classes)] if isinstance(classes, int) else list(classes)
         self.hall_version: str | None = None
         self.log: pd.DataFrame | None = None
+        self.watched: np.ndarray | None = None
+        self.earlier: Detector | None = None
         r = recipe
-        self.log_mel = LogMel(r.bands, r.sample_rate, r.n_fft, r.hop) if r.input == "waveform" else None
+        self.log_mel = LogMel(r.bands, r.sample_rate, r.n_fft, r.hop, r.mel) if r.input == "waveform" else None
+        self.bands = r.bands if r.highest_hz is None else bands_below(r.highest_hz, r.bands, r.sample_rate, r.mel)
         self.standardise = Standardise(r.bands, r.frames) if r.input == "features" else nn.Identity()
         self.front_end = FrontEnd(r.front_end, r.bands, r.frames, r.width, r.hop)
-        self.network = MobileFaceNet(self.front_end.channels, r.bands, r.frames, r.width, r.embedding)
-        self.network.to(memory_format=torch.channels_last)
-        self.perturbation = (
-            nn.Identity() if r.reduction is None else FeaturePerturbationHead(r.embedding, r.reduction, r.activation)
+        self.network = MobileFaceNet(
+            self.front_end.channels, self.bands, r.frames, r.width, r.embedding, r.bottlenecks
         )
+        self.network.to(memory_format=torch.channels_last)
+        self.perturbation: nn.Module = nn.Identity()
+        if r.head == "projection":
+            self.perturbation = nn.Sequential(*projection(r.embedding))
+        elif r.reduction is not None:
+            self.perturbation = FeaturePerturbationHead(r.embedding, r.reduction, r.activation)
+        # What only the first of two stages has, between the embedding and its loss.
+        rest = [nn.ReLU(), *projection(r.embedding), nn.ReLU(), *projection(r.embedding)]
+        self.projector = nn.Sequential(*rest) if r.loss == "supcon" else None
         self.class_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(len(self.machines), r.embedding)))
         self.eval()
 
@@ -195,7 +207,7 @@ class Detector(Scorer, nn.Module):
     def unperturbed(self, waveforms: Tensor | None, log_mel: Tensor) -> Tensor:
         """Embeddings as the network gives them: (B, L), (B, bands, frames) -> (B, E)."""
         picture = self.front_end(waveforms, self.standardise(log_mel))  # (B, channels, bands, frames)
-        return self.network(picture.contiguous(memory_format=torch.channels_last))
+        return self.network(picture[:, :, : self.bands].contiguous(memory_format=torch.channels_last))
 
     def logits(self, z: Tensor, machine_labels: Tensor, margin: float | None = None) -> Tensor:
         """ArcFace logits with the recipe's margin, or another, on the given labels: (B, E), (B,) -> (B, classes)."""
@@ -264,6 +276,11 @@ class Detector(Scorer, nn.Module):
             raise BadInput(f"{path}: the weights do not fit the recipe beside them ({reason}); save it again") from None
         model.hall_version = about["hall_version"]
         return model.to(device)
+
+
+def projection(embedding: int) -> list[nn.Module]:
+    """One layer of CLP-SCF's projector: linear without bias, BatchNorm."""
+    return [nn.Linear(embedding, embedding, bias=False), nn.BatchNorm1d(embedding)]
 
 
 def check_format(path: str | Path, about: dict[str, Any]) -> None:

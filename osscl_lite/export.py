@@ -40,6 +40,7 @@ class MatrixLogMel(nn.Module):
     def __init__(self, log_mel: LogMel, samples: int) -> None:
         super().__init__()
         size, hop = log_mel.mel.n_fft, log_mel.mel.hop_length
+        self.pad_mode = log_mel.mel.spectrogram.pad_mode
         # Frames are put together from blocks, which is quicker than from samples
         self.block = math.gcd(size, hop)
         starts = torch.arange(1 + samples // hop) * (hop // self.block)
@@ -65,7 +66,7 @@ class MatrixLogMel(nn.Module):
             self.register_buffer(name, constant)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        blocks = functional.pad(waveforms, self.pad).reshape(waveforms.shape[0], -1, self.block)
+        blocks = functional.pad(waveforms, self.pad, self.pad_mode).reshape(waveforms.shape[0], -1, self.block)
         frames = blocks[:, self.index].reshape(-1, self.n1 * self.n2) * self.window  # (B frames, N)
         x = self.first @ frames.reshape(-1, self.n1, self.n2)  # (B frames, k1 re im, n2)
         x = x.reshape(-1, self.k1, 2 * self.n2).transpose(0, 1) @ self.second  # (k1, B frames, re im k2)

@@ -1,6 +1,7 @@
 """Front ends: what turns a waveform into the network's picture. Explained in chapter 2.
 
 ``logmel`` is the Log-Mel alone, ``stgram`` adds the learned Tgram, ``tfstgram`` adds Tgram and TFgram (paper, eq. 3).
+``tastgram`` is another system's (Choi and Choi 2024): Tgram, Log-Mel, and the Log-Mel weighted frame by frame.
 """
 
 import torch
@@ -8,7 +9,11 @@ from torch import Tensor, nn
 
 from osscl_lite._torchaudio import import_torchaudio
 
-FRONT_ENDS: dict[str, int] = {"logmel": 1, "stgram": 2, "tfstgram": 3}  # name -> channels of the picture
+FRONT_ENDS: dict[str, int] = {"logmel": 1, "stgram": 2, "tfstgram": 3, "tastgram": 3}  # name -> channels of the picture
+MEL_SCALES: dict[str, dict[str, str | None]] = {
+    "slaney": dict(mel_scale="slaney", norm="slaney", pad_mode="constant"),  # OS-SCL's
+    "htk": dict(mel_scale="htk", norm=None, pad_mode="reflect"),  # STgram-MFN's and CLP-SCF's
+}
 
 
 def frames_of(samples: int, hop: int = 512) -> int:
@@ -21,9 +26,12 @@ class LogMel(nn.Module):
 
     torchaudio's ``MelSpectrogram`` with the Slaney scale and norm, power 2, zero padding, then 10 log10 with a floor of
     1e-10: silence is -100 dB, and nothing depends on the loudest frame of the clip. Waveforms lie in [-1, 1].
+    ``mel`` "htk" takes the HTK scale without norm and pads by reflection, as STgram-MFN does.
     """
 
-    def __init__(self, bands: int = 128, sample_rate: int = 16_000, n_fft: int = 2048, hop: int = 512) -> None:
+    def __init__(
+        self, bands: int = 128, sample_rate: int = 16_000, n_fft: int = 2048, hop: int = 512, mel: str = "slaney"
+    ) -> None:
         super().__init__()
         self.mel = import_torchaudio().transforms.MelSpectrogram(
             sample_rate,
@@ -31,9 +39,7 @@ class LogMel(nn.Module):
             hop_length=hop,
             n_mels=bands,
             power=2.0,
-            mel_scale="slaney",
-            norm="slaney",
-            pad_mode="constant",
+            **MEL_SCALES[mel],
         )
         for module in self.mel.modules():  # window and filter bank follow from the arguments: not in checkpoints
             for name, buffer in list(module.named_buffers(recurse=False)):
@@ -42,6 +48,28 @@ class LogMel(nn.Module):
     @torch.no_grad()
     def forward(self, waveforms: Tensor) -> Tensor:
         return 10 * self.mel(waveforms).clamp_min(1e-10).log10()
+
+
+def bands_below(hertz: float, bands: int, sample_rate: int = 16_000, mel: str = "slaney") -> int:
+    """How many of the Mel bands, counted from the lowest, hear nothing above a frequency."""
+    filters = LogMel(bands, sample_rate, mel=mel).mel.mel_scale.fb  # (frequencies, bands)
+    frequencies = torch.linspace(0, sample_rate / 2, len(filters))
+    return int((filters[frequencies > hertz].sum(0) == 0).sum())
+
+
+def tagram(log_mel: Tensor) -> Tensor:
+    """TAgram, the temporal attention of TASTgram (Choi and Choi 2024): it has no weights to learn.
+
+    The largest and the mean value of a frame, added, pass a sigmoid; the frame is multiplied by that. Far below 0 dB,
+    where quiet recordings lie, the gate is nearly shut.
+
+    Args:
+        log_mel: (B, bands, frames), dB.
+
+    Returns:
+        (B, bands, frames).
+    """
+    return log_mel * (log_mel.amax(1, keepdim=True) + log_mel.mean(1, keepdim=True)).sigmoid()
 
 
 class TgramNet(nn.Module):
@@ -123,9 +151,12 @@ class FrontEnd(nn.Module):
         if name not in FRONT_ENDS:
             raise ValueError(f"unknown front end {name!r}: choose one of {', '.join(FRONT_ENDS)}")
         self.channels = FRONT_ENDS[name]
-        self.tgram = TgramNet(bands, frames, hop=hop) if self.channels > 1 else None
-        self.tfgram = TFgramNet(bands, frames, width) if self.channels > 2 else None
+        self.tgram = TgramNet(bands, frames, hop=hop) if name != "logmel" else None
+        self.tfgram = TFgramNet(bands, frames, width) if name == "tfstgram" else None
+        self.attends = name == "tastgram"
 
     def forward(self, waveforms: Tensor | None, log_mel: Tensor) -> Tensor:
+        if self.attends:
+            return torch.stack([self.tgram(waveforms), log_mel, tagram(log_mel)], dim=1)
         learned = [net(waveforms) for net in (self.tgram, self.tfgram) if net is not None]
         return torch.stack([log_mel, *learned], dim=1)

@@ -31,7 +31,6 @@ from osscl_lite.data import fingerprint, load_clips
 from osscl_lite.data.waveforms import LONG, uncached
 from osscl_lite.detector import Detector, Scorer
 from osscl_lite.errors import BadClips, BadInput
-from osscl_lite.recipe import Recipe
 from osscl_lite.record import record, run_name
 from osscl_lite.training import LOG, pick_device
 
@@ -48,14 +47,16 @@ class Job:
     """One run of a grid, as plain data.
 
     Attributes:
-        recipe: what to train.
+        recipe: what to train, of any of ``SYSTEMS``.
         data: name of the data set for the record, such as "hall-book".
         source: the arguments of ``load_clips``; the clips are loaded where the run runs.
+        keep: whether a detector goes beside its record.
     """
 
-    recipe: Recipe
+    recipe: Any
     data: str
     source: dict[str, Any]
+    keep: bool = True
 
     @property
     def name(self) -> str:
@@ -141,7 +142,7 @@ def is_recorded(job: Job, to: Path) -> bool:
         recipe, data = found["recipe"], found["fingerprint"]
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"{path}: not a readable record; delete it") from None
-    mine = job.recipe.to_dict()
+    mine = json.loads(json.dumps(job.recipe.to_dict()))
     if job.source["source"] == "features":  # ``fit`` sets these from the features
         mine |= {field: recipe.get(field) for field in ("input", "bands", "frames")}
     different = [] if recipe == mine else ["recipe"]
@@ -177,7 +178,7 @@ def run_job(job: Job, to: Path, out: Path, device: str) -> Ended:
     began, reason = time.perf_counter(), None
     try:
         if not is_recorded(job, to):  # an earlier try may have been killed after its record was written
-            record(job.recipe, load_clips(**job.source), job.data, out / job.name, to, device)
+            record(job.recipe, load_clips(**job.source), job.data, out / job.name, to, device, job.keep)
     except (BadInput, OSError) as error:
         reason = str(error)
     except Exception as error:

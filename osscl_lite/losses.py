@@ -1,4 +1,4 @@
-"""Mixup, ArcFace, Noisy-ArcMix and the noisy supervised contrastive loss. Explained in chapter 3."""
+"""Mixup, ArcFace, Noisy-ArcMix and the noisy supervised contrastive loss. Explained in chapter 3, CLP-SCF's in 8."""
 
 from math import cos, pi, sin
 
@@ -61,6 +61,28 @@ def noisy_arcmix(logits: Tensor, y_a: Tensor, y_b: Tensor, lam: float | Tensor) 
         lam * CE(logits, y_a) + (1 - lam) * CE(logits, y_b), a scalar.
     """
     return lam * functional.cross_entropy(logits, y_a) + (1 - lam) * functional.cross_entropy(logits, y_b)
+
+
+def supcon(z: Tensor, y: Tensor, temperature: float = 0.1) -> Tensor:
+    """Supervised contrastive loss of CLP-SCF's first stage, as its program takes it (Guan et al. 2023).
+
+    Unlike in eq. 1 the denominator runs over all clips, the anchor itself included; nothing is mixed, and anchors
+    without a positive are left out of the mean. Explained in chapter 8.
+
+    Args:
+        z: embeddings on the unit sphere, (B, E).
+        y: machine labels, (B,).
+        temperature: tau.
+
+    Returns:
+        The mean over anchors that have a positive, a scalar; 0 if none has.
+    """
+    similarity = z @ z.T / temperature  # (B, B)
+    log_prob = similarity - similarity.logsumexp(1, keepdim=True)
+    positive = (y[:, None] == y[None, :]) & ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    count = positive.sum(1)
+    per_anchor = (log_prob * positive).sum(1) / count.clamp_min(1)
+    return -per_anchor.sum() / (count > 0).sum().clamp_min(1)
 
 
 def noisy_supcon(z: Tensor, y_a: Tensor, temperature: float = 0.02) -> Tensor:

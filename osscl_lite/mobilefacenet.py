@@ -1,4 +1,4 @@
-"""MobileFaceNet, the embedding network (Chen et al. 2018), in the small table that OS-SCL uses.
+"""MobileFaceNet, the embedding network (Chen et al. 2018), in the small table that OS-SCL uses and an older one.
 
 Explained in chapter 2. Every spatial size follows from the input: 128 x 313 (10 s) and 60 x 8 both work.
 """
@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 from osscl_lite import cpu
 
-STAGES = ((2, 2), (4, 2), (4, 2))  # expansion t, repeats n; each stage halves the map once
+# Expansion t, channels in widths, repeats n, stride of the first.
+BOTTLENECKS: dict[str, tuple[tuple[int, int, int, int], ...]] = {
+    "small": ((2, 2, 2, 2), (4, 2, 2, 2), (4, 2, 2, 2)),
+    "older": ((2, 1, 5, 2), (4, 2, 1, 2), (2, 2, 6, 1), (4, 2, 1, 2), (2, 2, 2, 1)),  # CLP-SCF's; STgram-MFN's at first
+}
 
 
 class ConvBlock(nn.Sequential):
@@ -66,19 +70,23 @@ class MobileFaceNet(nn.Module):
         frames: width of the picture.
         width: channels of the stem; the stages have 2 * width, the last map 8 * width. The paper's is 64.
         embedding: E of the paper, 128.
+        bottlenecks: one of ``BOTTLENECKS``.
     """
 
-    def __init__(self, in_channels: int, bands: int, frames: int, width: int = 64, embedding: int = 128) -> None:
+    def __init__(
+        self, in_channels: int, bands: int, frames: int, width: int = 64, embedding: int = 128,
+        bottlenecks: str = "small",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.stem = nn.Sequential(
             ConvBlock(in_channels, width, 3, 2, 1),  # (B, w, bands/2, frames/2)
             ConvBlock(width, width, 3, 1, 1, groups=width),
         )
         stages, channels = [], width
-        for expansion, repeats in STAGES:
+        for expansion, widths, repeats, stride in BOTTLENECKS[bottlenecks]:
             for repeat in range(repeats):
-                stages.append(Bottleneck(channels, 2 * width, 2 if repeat == 0 else 1, expansion))
-                channels = 2 * width
+                stages.append(Bottleneck(channels, widths * width, stride if repeat == 0 else 1, expansion))
+                channels = widths * width
         self.stages = nn.Sequential(*stages)  # (B, 2w, bands/16, frames/16)
         self.expand = ConvBlock(channels, 8 * width, 1)  # (B, 8w, bands/16, frames/16)
         remaining = (halve(bands, 4), halve(frames, 4))

@@ -46,7 +46,7 @@ class Pictures:
         if recipe.input != "waveform":
             self.log_mel = torch.from_numpy(inputs).to(device)
             return
-        self.front_end = LogMel(recipe.bands, recipe.sample_rate, recipe.n_fft, recipe.hop).to(device)
+        self.front_end = LogMel(recipe.bands, recipe.sample_rate, recipe.n_fft, recipe.hop, recipe.mel).to(device)
         room, pictures = room_for_clips(device, reserve), 4 * len(inputs) * recipe.bands * recipe.frames
         if pictures <= room:
             self.log_mel = torch.empty(len(inputs), recipe.bands, recipe.frames, device=device)

@@ -6,7 +6,8 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from osscl_lite.features import FRONT_ENDS, frames_of
+from osscl_lite.features import FRONT_ENDS, MEL_SCALES, frames_of
+from osscl_lite.mobilefacenet import BOTTLENECKS
 from osscl_lite.perturbation import ACTIVATIONS
 
 # What a value may be: field, lowest, highest. None is a reduction too: no head.
@@ -23,7 +24,11 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("temperature", 1e-4, 100),
     ("mixup_beta", 1e-3, 1e3),
     ("holdout", 0, 0.9),
+    ("flat_epochs", 0, 1),
+    ("highest_hz", 100, 100_000),
 )
+OPTIONAL = ("reduction", "highest_hz")
+LATER = ("mel", "highest_hz", "bottlenecks", "head", "flat_epochs")  # fields that version 0.1.0 had not at first
 
 
 @dataclass(frozen=True)
@@ -33,21 +38,26 @@ class Recipe:
     name: str
     size: str
     # What comes in
-    front_end: str  # "logmel", "stgram" or "tfstgram"
+    front_end: str  # "logmel", "stgram", "tfstgram" or "tastgram"
     input: str = "waveform"  # "log_mel" or "features" where ``fit`` was given precomputed pictures
     seconds: float = 10.0
     sample_rate: int = 16_000
     n_fft: int = 2048
     hop: int = 512
+    mel: str = "slaney"  # or "htk", as STgram-MFN has it
     bands: int = 128
+    highest_hz: float | None = None  # the network sees the Mel bands below only; None is all
     frames: int = 313  # of waveforms: 1 + samples // hop, whatever is given here
     # The network
     width: int = 64
+    bottlenecks: str = "small"  # or "older": the table of MobileFaceNet
     embedding: int = 128  # E
+    head: str = "perturbation"  # or "projection": what follows the embedding (CLP-SCF's: one linear layer, BatchNorm)
     reduction: int | None = 64  # R; None leaves the perturbation head out
     activation: str = "leaky_relu"  # of the perturbation head
     # The losses
-    loss: str = "osscl"  # "osscl" (eq. 4 with mixup) or "arcface" (neither mixup nor the contrastive loss)
+    # "osscl" (eq. 4 with mixup), "namix" (eq. 2 with mixup), "arcface" (no mixup), or "supcon" (no classes, no mixup)
+    loss: str = "osscl"
     mixup_beta: float = 0.5  # lam ~ Beta(0.5, 0.5)
     margin: float = 0.7  # m
     scale: float = 30.0  # s
@@ -57,6 +67,7 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 1e-4
     final_learning_rate: float = 0.1  # as a fraction of learning_rate, the end of the cosine
+    flat_epochs: float = 0.0  # fraction of the epochs before the cosine begins
     weight_decay: float = 0.01
     shrink: float = 2e-6  # live floats, BatchNorm statistics included, lose this fraction at each step
     ema_horizon: float = 10_000 / 161_700  # horizon of the moving average as a fraction of the run's steps
@@ -68,7 +79,10 @@ class Recipe:
             ("front_end", FRONT_ENDS),
             ("input", ("waveform", "log_mel", "features")),
             ("activation", ACTIVATIONS),
-            ("loss", ("osscl", "arcface")),
+            ("loss", ("osscl", "namix", "arcface", "supcon")),
+            ("head", ("perturbation", "projection")),
+            ("mel", MEL_SCALES),
+            ("bottlenecks", BOTTLENECKS),
         ):
             if getattr(self, field) not in allowed:
                 raise ValueError(
@@ -81,8 +95,10 @@ class Recipe:
             )
         for field, low, high in RANGES:
             value = getattr(self, field)
-            if not (low <= value <= high if value is not None else field == "reduction"):
+            if not (low <= value <= high if value is not None else field in OPTIONAL):
                 raise ValueError(f"recipe {self.name}: {field} must lie from {low:g} to {high:g}, got {value}")
+        if self.highest_hz is not None and (self.front_end != "logmel" or self.input == "features"):
+            raise ValueError(f"recipe {self.name}: highest_hz cuts Log-Mel bands, this one has others")
         if self.input == "waveform":  # the picture's width follows from the clip's length
             object.__setattr__(self, "frames", frames_of(round(self.seconds * self.sample_rate), self.hop))
 
@@ -91,22 +107,33 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
-        """Rebuild a recipe from ``to_dict``.
+        """Rebuild a recipe from ``to_dict``; what an older version did not know yet has its default.
 
         Raises:
             ValueError: naming the fields that are missing or unknown.
         """
         known = {field.name for field in fields(cls)}
-        if odd := sorted(known ^ set(values)):
+        needed = {field.name for field in fields(cls) if field.name not in LATER}
+        if odd := sorted(set(values) - known | needed - set(values)):
             raise ValueError(f"not a recipe of this version of osscl_lite: missing or unknown {', '.join(odd)}")
         return cls(**values)
 
 
+# A size says how long, how wide and how often, for every row alike.
 SIZES: dict[str, dict[str, Any]] = {
     "paper": {},
-    "book": dict(seconds=2.0, bands=64, width=16, epochs=16, learning_rate=1e-3),
+    "book": dict(seconds=2.0, bands=64, width=16, epochs=16, batch_size=64, learning_rate=1e-3),
     "tiny": dict(seconds=2.0, bands=32, width=16, epochs=3, batch_size=32, learning_rate=1e-3),
+    "features": dict(width=32, epochs=15, batch_size=64, learning_rate=1e-3),  # precomputed ones bring their own bands
 }
+# The programs of STgram-MFN and CLP-SCF: their Log-Mel, Adam, a cosine that begins at epoch 20 of 300, neither moving
+# average nor shrink. The epoch is chosen here as in all rows, by held-out normal clips.
+OTHERS = dict(
+    bottlenecks="older", loss="arcface", reduction=None, batch_size=128, flat_epochs=20 / 300, weight_decay=0.0,
+    shrink=0.0, ema_horizon=0.0,
+)  # fmt: skip
+CLP_SCF = OTHERS | dict(head="projection", margin=1.0, final_learning_rate=0.0)
+THEIR_LOG_MEL = dict(mel="htk", n_fft=1024)
 
 ROWS: dict[str, dict[str, Any]] = {
     "logmel-osscl": dict(front_end="logmel"),
@@ -115,6 +142,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "logmel-arcface": dict(front_end="logmel", loss="arcface", reduction=None),
     "stgram-arcface": dict(front_end="stgram", loss="arcface", reduction=None),
     "tfstgram-arcface": dict(front_end="tfstgram", loss="arcface", reduction=None, margin=0.4),
+    "logmel-namix": dict(front_end="logmel", loss="namix", reduction=None),
+    "tastgram-namix": dict(front_end="tastgram", loss="namix", reduction=None, shrink=0.0, ema_horizon=0.0),
+    "stgram-mfn": dict(front_end="stgram") | OTHERS | THEIR_LOG_MEL,
+    "clp-scf": dict(front_end="stgram") | CLP_SCF | THEIR_LOG_MEL,
+    "logmel-clp-scf": dict(front_end="logmel") | CLP_SCF,
 }
 
 
@@ -124,7 +156,12 @@ def recipe(name: str, size: str = "paper") -> Recipe:
     Args:
         name: ``logmel-osscl``, ``stgram-osscl``, ``tfstgram-osscl``, or ``-arcface`` for the same front end with
             ArcFace alone. The STgram margin and activation are ours: the paper states them for the other two only.
-        size: "paper" (10 s, width 64, 300 epochs), "book" (minutes on two CPU cores) or "tiny" (plumbing).
+            Other systems: ``stgram-mfn`` (Liu et al. 2022), ``clp-scf`` (Guan et al. 2023, the second stage; see
+            ``osscl_lite.baselines.clp_scf``), ``tastgram-namix`` (Choi and Choi 2024; on OS-SCL's Log-Mel, whose floor
+            differs from theirs in silence only). ``logmel-namix`` and ``logmel-clp-scf`` are the same losses on
+            Log-Mel alone, for data without sound.
+        size: "paper" (10 s, width 64, 300 epochs), "book" (minutes on two CPU cores), "tiny" (plumbing) or "features"
+            (precomputed pictures).
 
     Raises:
         ValueError: for an unknown name or size, listing the known ones.
@@ -133,7 +170,7 @@ def recipe(name: str, size: str = "paper") -> Recipe:
         raise ValueError(f"unknown recipe {name!r}: choose one of {', '.join(ROWS)}")
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")
-    return Recipe(name=name, size=size, **SIZES[size], **ROWS[name])
+    return Recipe(name=name, size=size, **ROWS[name] | SIZES[size])
 
 
 __all__ = ["Recipe", "recipe", "replace"]

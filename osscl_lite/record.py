@@ -1,11 +1,15 @@
-"""Run, measure, record: one JSON file a run, read by the chapters. Nothing in ``results/`` was typed by hand."""
+"""Run, measure, record: one JSON file a run and its scores, read by the chapters. Nothing there was typed by hand."""
 
+import hashlib
+import io
 import json
 import os
 import platform
 import subprocess
 import time
+import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,11 +26,12 @@ from osscl_lite.errors import BadInput
 from osscl_lite.files import write_whole
 from osscl_lite.metrics import by_band, evaluate, interval
 from osscl_lite.recipe import Recipe
-from osscl_lite.training import fit
+from osscl_lite.systems import system_of
 
 RESULTS = Path(__file__).parent / "results"
 SPEED = RESULTS / "speed"
 PAPER_SCORE = "paper's score"
+LABELS = ("normal", "anomaly", "unknown")
 METHODS = (
     PAPER_SCORE,
     "cross-entropy without margin",
@@ -69,58 +74,176 @@ def score_all(model: Detector, clips: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def record(
-    recipe: Recipe, clips: pd.DataFrame, data: str, out: Path, folder: Path, device: str = "auto"
+    recipe: Any, clips: pd.DataFrame, data: str, out: Path, folder: Path, device: str = "auto", keep: bool = True
 ) -> dict[str, Any]:
-    """Train one detector, score it in every way, write ``<name>.json`` and ``<name>.safetensors`` to ``folder``.
+    """Train one system, score it, write ``<name>.json`` and its scores, ``<name>.npz``, to ``folder``.
+
+    A detector is scored in every way of ``METHODS``, another system in its own; that is the paper's score of its row.
 
     Args:
-        recipe: what to train.
+        recipe: what to train, of any system.
         clips: training and test clips.
         data: name of the data set for the record, such as "hall-book".
         out: folder of the run's checkpoints.
         folder: where the record goes.
         device: as for ``fit``.
+        keep: a detector goes beside its record too, ``<name>.safetensors``; after two stages that of the first as well.
 
     Returns:
         What the JSON file holds.
     """
-    began = time.perf_counter()
-    model = fit(recipe, clips, device=device, out=out)
-    trained = time.perf_counter() - began
     test = clips[clips["split"] == "test"].reset_index(drop=True)
-    methods = {}
-    for method, scores in score_all(model, clips).items():
-        table = evaluate(scores, test)
-        methods[method] = dict(auc=table.replace({np.nan: None}).to_dict("records"))
-        if "band" in test:
-            methods[method]["band"] = by_band(scores, test).to_dict("records")
-            methods[method]["by_severity"] = by_band(scores, test.assign(band=severity_class(test))).to_dict("records")
+    began = time.perf_counter()
+    watch = dict(watch=test) if isinstance(recipe, Recipe) else {}
+    system = system_of(recipe)
+    model = system.fit(recipe, clips, device=device, out=out, **watch)
+    trained = time.perf_counter() - began
+    name, detector = run_name(data, recipe), isinstance(model, Detector)
+    scores = score_all(model, clips) if detector else {PAPER_SCORE: model.score_clips(test)}
+    scores = {method: values.astype(np.float32) for method, values in scores.items()}
+    content = scores_file(test, scores, model.watched if detector else None)
     result = dict(
         data=data,
         fingerprint=fingerprint(clips),
         clips=dict(train=int((clips["split"] == "train").sum()), test=len(test)),
+        system=system.name,
         recipe=model.recipe.to_dict(),
         seed=recipe.seed,
         machines=model.machines,
-        hall_version=model.hall_version,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        methods=methods,
-        confusion=confusion(model, test).tolist(),
-        log=model.log.drop(columns="seconds").replace({np.nan: None}).to_dict("records"),
-        epoch_seconds=round(float(model.log["seconds"].median()), 2),
+        methods={method: measures(values, test) for method, values in scores.items()},
+        scores=dict(file=f"{name}.npz", sha256=hashlib.sha256(content).hexdigest()),
         train_seconds=round(trained, 1),
-        measured_on=measured_on(model.device),
+        measured_on=measured_on(next(model.parameters()).device),
     )
-    name = run_name(data, recipe)
-    model.save(folder / f"{name}.safetensors")
-    write_whole(folder / f"{name}.json", json.dumps(result, indent=1).encode())
+    if detector:
+        chosen = model.log.loc[model.log["chosen"], "epoch"].iloc[-1]
+        result |= dict(
+            hall_version=model.hall_version,
+            confusion=confusion(model, test).tolist(),
+            log=rows_of(model.log.drop(columns="seconds")),
+            chosen=int(chosen),
+            epoch_seconds=round(float(model.log["seconds"].median()), 2),
+        )
+        if model.earlier is not None:
+            result["earlier_log"] = rows_of(model.earlier.log.drop(columns="seconds"))
+        if keep:
+            model.save(folder / f"{name}.safetensors")
+            if model.earlier is not None:
+                model.earlier.save(folder / f"{run_name(data, recipe, '-first-stage')}.safetensors")
+    write_whole(folder / f"{name}.npz", content)
+    write_whole(folder / f"{name}.json", json.dumps(result, separators=(",", ":")).encode())
     return result
 
 
-def run_name(data: str, recipe: Recipe) -> str:
+def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows for JSON, which knows no NaN."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def measures(scores: np.ndarray, test: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """What a record says of one way of scoring: AUCs, and those by fault band and severity where faults are known."""
+    found = dict(auc=rows_of(evaluate(scores, test)))
+    if "band" in test:
+        found["band"] = rows_of(by_band(scores, test))
+        found["by_severity"] = rows_of(by_band(scores, test.assign(band=severity_class(test))))
+    return found
+
+
+def run_name(data: str, recipe: Any, more: str = "") -> str:
     """Name of a record: data, recipe, what differs from the recipe of that name, seed."""
-    reduction = "" if recipe.reduction == 64 or recipe.loss == "arcface" else f"-r{recipe.reduction or 0}"
-    return f"{data}-{recipe.name}{reduction}-seed{recipe.seed}"
+    reduction, highest = getattr(recipe, "reduction", None), getattr(recipe, "highest_hz", None)
+    if recipe.name.endswith("-osscl") and reduction != 64:
+        more += f"-r{reduction or 0}"
+    if highest is not None:
+        more += f"-{highest:.0f}hz"
+    return f"{data}-{recipe.name}{more}-seed{recipe.seed}"
+
+
+def scores_file(test: pd.DataFrame, scores: dict[str, np.ndarray], epochs: np.ndarray | None) -> bytes:
+    """What a ``.npz`` beside a record holds: the test clips in short and their scores; the same bytes for the same.
+
+    Args:
+        test: test clips, N of them.
+        scores: method -> (N,); ``epochs``: (E, N), the paper's score after each epoch, or None.
+    """
+    names, machine = np.unique(test["machine_type"] + "/" + test["machine_id"], return_inverse=True)
+    arrays = dict(
+        machines=names.astype(str),
+        machine=machine.astype(np.uint8),
+        label=test["label"].map({label: place for place, label in enumerate(LABELS)}).to_numpy(np.uint8),
+        evaluation=test["dataset"].eq("evaluation").to_numpy(),
+        methods=np.array(list(scores)),
+        scores=np.stack(list(scores.values())),
+    )
+    if epochs is not None:
+        arrays["epochs"] = epochs
+    if "background" in test:
+        arrays["background"] = test["background"].to_numpy(np.int32)
+    if "band" in test:
+        names, band = np.unique(test["band"].astype(str), return_inverse=True)
+        arrays |= dict(bands=names.astype(str), band=band.astype(np.uint8))
+        arrays["severity"] = test["severity"].to_numpy(np.float64)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a run.
+
+    Attributes:
+        clips: its N test clips, with what ``evaluate`` and ``by_band`` need.
+        methods: method -> scores, (N,).
+        epochs: the paper's score of the moving average after each epoch, (E, N), or None.
+    """
+
+    clips: pd.DataFrame
+    methods: dict[str, np.ndarray]
+    epochs: np.ndarray | None
+
+
+def read_scores(result: dict[str, Any], folder: Path = RESULTS) -> Scores:
+    """Read the scores of a record, from ``read_results``.
+
+    Raises:
+        BadInput: if the file is not there, or is not the one that the record was made with.
+    """
+    path = folder / result["scores"]["file"]
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != result["scores"]["sha256"]:
+            raise BadInput(f"{path}: not the scores that the record beside it names; run it again")
+        with np.load(io.BytesIO(content)) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{path}: cannot be read ({str(error).splitlines()[0]}); run it again") from None
+    names = pd.Series(arrays["machines"])[arrays["machine"]].str.split("/", expand=True).reset_index(drop=True)
+    clips = pd.DataFrame(dict(machine_type=names[0], machine_id=names[1], split="test"))
+    clips["dataset"] = np.where(arrays["evaluation"], "evaluation", "development")
+    clips["label"] = np.array(LABELS)[arrays["label"]]
+    if "background" in arrays:
+        clips["background"] = arrays["background"]
+    if "bands" in arrays:
+        clips["band"], clips["severity"] = arrays["bands"][arrays["band"]], arrays["severity"]
+    methods = dict(zip(arrays["methods"].tolist(), arrays["scores"], strict=True))
+    return Scores(clips, methods, arrays.get("epochs"))
+
+
+def check_record(result: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Compute what a record says of its scores again.
+
+    Raises:
+        BadInput: as ``read_scores``, or if the record says otherwise.
+    """
+    scores = read_scores(result, folder)
+    found = {method: measures(values, scores.clips) for method, values in scores.methods.items()}
+    if json.loads(json.dumps(found)) != result["methods"]:
+        path = folder / result["scores"]["file"]
+        raise BadInput(f"{path.with_suffix('.json')}: its AUCs do not follow from its scores; run it again")
 
 
 def severity_class(clips: pd.DataFrame) -> pd.Series:

@@ -21,7 +21,7 @@ from osscl_lite.data import fingerprint, load_features, machine_names, to_float
 from osscl_lite.detector import Detector, read_inputs
 from osscl_lite.errors import BadInput
 from osscl_lite.files import read_tensors, write_tensors, write_whole
-from osscl_lite.losses import mixup, noisy_arcmix, noisy_supcon
+from osscl_lite.losses import mixup, noisy_arcmix, noisy_supcon, supcon
 from osscl_lite.parallel import Team, joined
 from osscl_lite.perturbation import unit_sphere
 from osscl_lite.pictures import Pictures, step_bytes
@@ -37,6 +37,8 @@ def fit(
     device: str | torch.device = "auto",
     out: str | Path | None = None,
     progress: bool = True,
+    start: Detector | None = None,
+    watch: pd.DataFrame | None = None,
 ) -> Detector:
     """Train a detector on the normal clips of split train.
 
@@ -52,10 +54,13 @@ def fit(
             without the stop. Another number of processes may go on too; the result then differs by rounding, by a
             last batch that does not divide, and on CPUs by BatchNorm, which sees a process's share there.
         progress: a text bar with the losses.
+        start: a detector whose weights to begin with, where it has those of the same name.
+        watch: clips to score after each epoch, N of them, for a look back (``watched``); no choice depends on them.
 
     Returns:
-        The moving average of the weights at the epoch with the lowest cross-entropy on held-out normal clips, in eval
-        mode; ``log`` holds one row an epoch.
+        The moving average of the weights at the epoch with the lowest cross-entropy on held-out normal clips (the last
+        epoch for loss "supcon", which knows no classes), in eval mode; ``log`` holds one row an epoch, ``watched``
+        (epochs, N) scores, float16.
 
     Raises:
         BadInput: no training clips, fewer than two machine IDs, clips that cannot be read, an ``out`` folder that
@@ -68,7 +73,7 @@ def fit(
         raise BadInput(f"training tells machine IDs apart and needs two or more; found {', '.join(machines) or 'none'}")
     recipe, out = _fit_input(recipe, clips), None if out is None else Path(out)
     with kept_memory(), joined(device) as team:
-        run = Run(recipe, clips, machines, device, out, team)
+        run = Run(recipe, clips, machines, device, out, team, start, watch)
         with tqdm(
             total=run.epochs * run.steps,
             initial=run.epoch * run.steps,
@@ -108,7 +113,9 @@ def pick_device(device: str | torch.device) -> torch.device:
 def learning_rate(recipe: Recipe, epoch: int) -> float:
     """Cosine from the first to the final learning rate, one value an epoch (Loshchilov and Hutter 2017)."""
     low = recipe.learning_rate * recipe.final_learning_rate
-    return low + (recipe.learning_rate - low) * (1 + cos(pi * epoch / recipe.epochs)) / 2
+    flat = round(recipe.flat_epochs * recipe.epochs)
+    along = max(0, epoch - flat) / max(1, recipe.epochs - flat)
+    return low + (recipe.learning_rate - low) * (1 + cos(pi * along)) / 2
 
 
 def hold_out(clips: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
@@ -138,7 +145,10 @@ class OneStage(nn.Module):
     def forward(
         self, waveforms: Tensor | None, log_mel: Tensor, y: Tensor, permutation: Tensor, lam: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Noisy SupCon and classification loss of a batch; for loss "arcface" the first is 0 and nothing is mixed.
+        """Contrastive and classification loss of a batch; the one that the recipe's loss has not is 0.
+
+        "osscl" has both and mixes, "namix" mixes and has no contrastive one; "arcface" and "supcon" have one each and
+        mix nothing.
 
         Args:
             waveforms: (B, L), int16, or None; log_mel: (B, bands, frames); y: (B,); permutation: (B,), who is mixed in;
@@ -147,22 +157,25 @@ class OneStage(nn.Module):
         recipe, share = self.model.recipe, self.team.share(len(y))
         if waveforms is not None:
             waveforms = to_float(waveforms)
-        if recipe.loss == "arcface":
+        if recipe.loss in ("arcface", "supcon"):
             z = self.embed(waveforms, log_mel, share)
+            if recipe.loss == "supcon":
+                return supcon(z, y, recipe.temperature), z.new_zeros(())
             return z.new_zeros(()), functional.cross_entropy(self.model.logits(z, y), y)
         waveforms, log_mel, y_a, y_b = mixup(waveforms, log_mel, y, lam, permutation)
         z = self.embed(waveforms, log_mel, share)
         return (
-            noisy_supcon(z, y_a, recipe.temperature),
+            noisy_supcon(z, y_a, recipe.temperature) if recipe.loss == "osscl" else z.new_zeros(()),
             noisy_arcmix(self.model.logits(z, y_a), y_a, y_b, lam),
         )
 
     def embed(self, waveforms: Tensor | None, log_mel: Tensor, share: slice) -> Tensor:
-        """Perturbed embeddings of the whole batch, (B, E), of which this process computes its share."""
+        """What the losses see of the whole batch, (B, E) on the unit sphere; this process computes its share."""
         waveforms = None if waveforms is None else waveforms[share]
         with torch.autocast(log_mel.device.type, torch.bfloat16, enabled=self.half):
             embedding = self.model.unperturbed(waveforms, log_mel[share])
-        return self.team.gather(unit_sphere(self.model.perturbation(embedding.to(log_mel.dtype))))
+        z = self.model.perturbation(embedding.to(log_mel.dtype))
+        return self.team.gather(unit_sphere(z if self.model.projector is None else self.model.projector(z)))
 
 
 class Recorded:
@@ -216,6 +229,8 @@ class Run:
         device: torch.device,
         out: Path | None,
         team: Team | None = None,
+        start: Detector | None = None,
+        watch: pd.DataFrame | None = None,
     ) -> None:
         self.recipe, self.device, self.out, self.epochs, self.team = recipe, device, out, recipe.epochs, team or Team()
         if recipe.batch_size % self.team.size:
@@ -226,6 +241,11 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(recipe.seed)  # the CPU's generator alone
             model = Detector(recipe, machines)
+        if start is not None:
+            own, given = model.state_dict(), start.state_dict()
+            model.load_state_dict({name: value for name, value in given.items() if name in own}, strict=False)
+        if recipe.loss == "supcon":
+            model.class_weight.requires_grad_(False)
         held = hold_out(clips, recipe.holdout, recipe.seed)
         half, reserve = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0), 0
         if device.type == "cuda":
@@ -236,6 +256,8 @@ class Run:
         self.pictures = Pictures(recipe, clips, model.machine_labels(clips), device, reserve)
         if recipe.input == "features":
             model.standardise.fit(self.pictures.log_mel[torch.from_numpy(~held).to(device)])
+        self.watched: list[Tensor] = []
+        self.watching = None if watch is None else Pictures(recipe, watch, model.machine_labels(watch), device, reserve)
         model.to(device)
         self.train_rows, self.held_rows = np.flatnonzero(~held), np.flatnonzero(held)
         self.steps = len(self.split(self.train_rows))
@@ -262,7 +284,8 @@ class Run:
         self.live, self.averaged = [live[name] for name in floats], [average[name] for name in floats]
         self.epoch, self.best_loss, self.log = 0, float("inf"), []
         self.best = {name: tensor.clone() for name, tensor in average.items()}
-        self.identity = dict(recipe=recipe.to_dict(), machines=machines, clips=fingerprint(clips))
+        watches = None if watch is None else fingerprint(watch)
+        self.identity = dict(recipe=recipe.to_dict(), machines=machines, clips=fingerprint(clips), watch=watches)
         if out is not None:
             self.resume()
         if not self.team.all_say(json.dumps([self.identity, self.epoch]), device):
@@ -328,15 +351,33 @@ class Run:
         return torch.stack([supcon.detach(), classification.detach()])
 
     @torch.no_grad()
-    def holdout_loss(self) -> tuple[float, float]:
-        """Cross-entropy of the margin logits and accuracy of the moving average on the held-out normal clips."""
-        loss, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        parts = [self.held_rows[start : start + 256] for start in range(0, len(self.held_rows), 256)]
-        for waveforms, log_mel, y in self.pictures.batches(parts):
-            z = self.average(None if waveforms is None else to_float(waveforms), log_mel)
-            loss += functional.cross_entropy(self.average.logits(z, y), y, reduction="sum")
-            right += (self.average.logits(z, y, margin=0.0).argmax(1) == y).sum()
-        return (loss / len(self.held_rows)).item(), (right / len(self.held_rows)).item()
+    def average_embeddings(self, pictures: Pictures, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Embeddings of clips by the moving average, and their labels: (N, E), (N,)."""
+        parts = [rows[start : start + 256] for start in range(0, len(rows), 256)]
+        found = [
+            (self.average(None if waveforms is None else to_float(waveforms), log_mel), y)
+            for waveforms, log_mel, y in pictures.batches(parts)
+        ]
+        z, y = zip(*found, strict=True)
+        return torch.cat(z), torch.cat(y)
+
+    @torch.no_grad()
+    def look_at_holdout(self) -> dict[str, float]:
+        """The moving average on the held-out normal clips.
+
+        Returns:
+            holdout_loss, cross-entropy of the margin logits; holdout_accuracy; own_cosine and other_cosine, the mean
+            cosine between two of these clips of the same and of different machine IDs.
+        """
+        z, y = self.average_embeddings(self.pictures, self.held_rows)
+        cosine, same = z @ z.T, y[:, None] == y[None, :]
+        of_pairs = ~torch.eye(len(z), dtype=torch.bool, device=self.device)
+        found = dict(own_cosine=cosine[same & of_pairs].mean().item(), other_cosine=cosine[~same].mean().item())
+        if self.recipe.loss == "supcon":
+            return dict(holdout_loss=float("nan"), holdout_accuracy=float("nan")) | found
+        loss = functional.cross_entropy(self.average.logits(z, y), y).item()
+        right = (self.average.logits(z, y, margin=0.0).argmax(1) == y).float().mean().item()
+        return dict(holdout_loss=loss, holdout_accuracy=right) | found
 
     def finish_epoch(self, losses: dict[str, float]) -> None:
         """Choose the epoch, extend the log, write the checkpoint.
@@ -347,27 +388,32 @@ class Run:
         if not isfinite(losses["train_loss"]):
             raise BadInput(f"epoch {self.epoch + 1}: the training loss is not finite; lower the learning rate")
         self.team.agree(self.live + self.averaged)  # BatchNorm statistics differ where each process has its own
-        loss, accuracy = self.holdout_loss() if len(self.held_rows) else (float("nan"), float("nan"))
-        chosen = not loss >= self.best_loss  # without held-out clips, the last epoch
+        names = ("holdout_loss", "holdout_accuracy", "own_cosine", "other_cosine")
+        look = self.look_at_holdout() if len(self.held_rows) else dict.fromkeys(names, float("nan"))
+        loss = look["holdout_loss"]
+        chosen = not loss >= self.best_loss  # without held-out clips, or classes, the last epoch
         if chosen:
             self.best_loss = loss
             self.best = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
         rate = learning_rate(self.recipe, self.epoch)
-        self.log.append(
-            dict(
-                epoch=self.epoch + 1, learning_rate=rate, **losses, holdout_loss=loss, holdout_accuracy=accuracy,
-                chosen=chosen,
-            )
-        )  # fmt: skip
+        self.log.append(dict(epoch=self.epoch + 1, learning_rate=rate, **losses, **look, chosen=chosen))
+        if self.watching is not None:
+            z, y = self.average_embeddings(self.watching, np.arange(len(self.watching.y)))
+            self.watched.append(self.average.score_embeddings(z, y).half().cpu())
         self.epoch += 1
         if self.out is not None and self.team.first:
             self.write_checkpoint()
+
+    def learning(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that learn, by name."""
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
     def write_checkpoint(self) -> None:
         tensors = {f"live.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        for name, parameter in self.model.named_parameters():
+        tensors |= {"watched": torch.stack(self.watched)} if self.watched else {}
+        for name, parameter in self.learning():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = value
         best = None if self.best_loss == float("inf") else self.best_loss
@@ -395,9 +441,9 @@ class Run:
 
         self.model.load_state_dict(part("live"))
         self.average.load_state_dict(part("average"))
-        self.best = part("best")
+        self.best, self.watched = part("best"), list(tensors.get("watched", ()))
         moments = part("optimizer")
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.learning():
             self.optimizer.state[parameter] = {
                 "step": moments[f"{name}.step"].to(self.device),
                 **{
@@ -414,6 +460,7 @@ class Run:
         model.load_state_dict(self.best)
         model.requires_grad_(True).eval()
         model.hall_version, model.log = self.model.hall_version, pd.DataFrame(self.log)
+        model.watched = torch.stack(self.watched).numpy() if self.watched else None
         if self.out is not None and self.team.first:
             model.save(self.out / DETECTOR)
         return model

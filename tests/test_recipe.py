@@ -26,9 +26,11 @@ def test_paper_values():
 @pytest.mark.parametrize("name", ROWS)
 def test_every_recipe_of_every_size_survives_the_round_trip(name, size):
     recipe = ol.recipe(name, size)
-    assert recipe.frames == {"paper": 313, "book": 63, "tiny": 63}[size]
+    assert recipe.frames == {"paper": 313, "book": 63, "tiny": 63, "features": 313}[size]
     assert Recipe.from_dict(recipe.to_dict()) == recipe
-    assert (recipe.loss, recipe.reduction) == (("arcface", None) if name.endswith("arcface") else ("osscl", 64))
+    loss = name.partition("-")[2]
+    assert recipe.loss == (loss if loss in ("osscl", "namix") else "arcface")
+    assert recipe.reduction == (64 if loss == "osscl" else None)
 
 
 def test_frames_follow_the_length():
@@ -70,3 +72,9 @@ def test_unknown_names_list_the_known_ones():
     values["colour"] = values.pop("margin")
     with pytest.raises(ValueError, match="missing or unknown colour, margin"):
         Recipe.from_dict(values)
+
+
+def test_a_recipe_of_an_older_file_has_the_defaults_of_what_came_later():
+    values = ol.recipe("logmel-osscl").to_dict()
+    del values["bottlenecks"], values["highest_hz"]
+    assert Recipe.from_dict(values) == ol.recipe("logmel-osscl")

@@ -9,6 +9,7 @@ import pytest
 import osscl_lite as ol
 from osscl_lite.baselines.statistics import mahalanobis, mean_log_mel, nearest_neighbour
 from osscl_lite.errors import BadInput
+from osscl_lite.recipe import Recipe
 from osscl_lite.record import METHODS, RESULTS, load_recorded, read_results, record, run_name, score_all, summary
 
 RECIPE = ol.replace(ol.recipe("logmel-osscl", "tiny"), width=8, epochs=1)
@@ -133,7 +134,7 @@ def test_shipped_records_are_of_different_runs():
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*-seed*.safetensors")), ids=lambda path: path.stem)
 def test_shipped_detectors_are_those_of_their_records(path):
     model, result = ol.Detector.load(path), json.loads(path.with_suffix(".json").read_text())
-    assert (model.recipe.to_dict(), model.machines) == (result["recipe"], result["machines"])
+    assert (model.recipe, model.machines) == (Recipe.from_dict(result["recipe"]), result["machines"])
 
 
 def test_a_few_machines_of_the_generated_hall_run_from_table_to_score():

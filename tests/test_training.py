@@ -184,7 +184,7 @@ def test_the_held_out_loss_is_the_mean_score_of_the_held_out_clips(log_mels):
     run = one_run(small(), log_mels)
     model, rows = run.average, run.held_rows
     expected = model.score(run.pictures.log_mel[rows], run.pictures.y[rows]).mean().item()
-    assert run.holdout_loss()[0] == pytest.approx(expected, rel=1e-4)
+    assert run.look_at_holdout()["holdout_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_without_held_out_clips_the_last_epoch_counts(log_mels):

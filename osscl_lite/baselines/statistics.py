@@ -21,7 +21,9 @@ def mean_log_mel(recipe: Recipe, clips: pd.DataFrame) -> np.ndarray:
     For pictures that are no Log-Mels nothing is averaged: the vector is the whole picture, (N, bands * frames).
     """
     front_end = (
-        LogMel(recipe.bands, recipe.sample_rate, recipe.n_fft, recipe.hop) if recipe.input == "waveform" else None
+        LogMel(recipe.bands, recipe.sample_rate, recipe.n_fft, recipe.hop, recipe.mel)
+        if recipe.input == "waveform"
+        else None
     )
     vectors = []
     for batch in read_batches(recipe, clips, 256):

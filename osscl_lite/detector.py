@@ -181,9 +181,7 @@ class Detector(Scorer, nn.Module):
         self.bands = r.bands if r.highest_hz is None else bands_below(r.highest_hz, r.bands, r.sample_rate, r.mel)
         self.standardise = Standardise(r.bands, r.frames) if r.input == "features" else nn.Identity()
         self.front_end = FrontEnd(r.front_end, r.bands, r.frames, r.width, r.hop)
-        self.network = MobileFaceNet(
-            self.front_end.channels, self.bands, r.frames, r.width, r.embedding, r.bottlenecks
-        )
+        self.network = MobileFaceNet(self.front_end.channels, self.bands, r.frames, r.width, r.embedding, r.bottlenecks)
         self.network.to(memory_format=torch.channels_last)
         self.perturbation: nn.Module = nn.Identity()
         if r.head == "projection":

@@ -144,7 +144,7 @@ def is_recorded(job: Job, to: Path) -> bool:
         raise BadInput(f"{path}: not a readable record; delete it") from None
     mine = json.loads(json.dumps(job.recipe.to_dict()))
     if job.source["source"] == "features":  # ``fit`` sets these from the features
-        mine |= {field: recipe.get(field) for field in ("input", "bands", "frames")}
+        mine |= {field: recipe.get(field) for field in ("input", "bands", "frames", "context") if field in mine}
     different = [] if recipe == mine else ["recipe"]
     different += [] if data == fingerprint(load_clips(**job.source)) else ["clips"]
     if different:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from osscl_lite.features import FRONT_ENDS, FrontEnd, LogMel, TFgramNet, TgramNet, frames_of
+from osscl_lite.features import FRONT_ENDS, FrontEnd, LogMel, TFgramNet, TgramNet, bands_below, frames_of
 
 
 def count(module):
@@ -53,7 +53,7 @@ def test_shapes_at_two_and_ten_seconds(seconds, frames):
     for name, channels in FRONT_ENDS.items():
         picture = FrontEnd(name, 128, frames)(wave, log_mel)
         assert picture.shape == (1, channels, 128, frames)
-        assert torch.equal(picture[:, 0], log_mel)
+        assert torch.equal(picture[:, 1 if name == "tastgram" else 0], log_mel)
 
 
 def test_the_channels_are_log_mel_tgram_tfgram_in_this_order():
@@ -64,6 +64,29 @@ def test_the_channels_are_log_mel_tgram_tfgram_in_this_order():
     assert FrontEnd("logmel", 32, 63)(None, log_mel).shape == (2, 1, 32, 63)
     with pytest.raises(ValueError, match="choose one of logmel, stgram, tfstgram"):
         FrontEnd("mel")
+
+
+def test_tastgram_stacks_tgram_log_mel_and_the_gated_log_mel():
+    wave, log_mel = torch.randn(2, 32_000), 20 * torch.randn(2, 32, 63) - 10
+    front_end = FrontEnd("tastgram", 32, 63)
+    picture = front_end(wave, log_mel)
+    gate = 1 / (1 + np.exp(-(log_mel.numpy().max(1) + log_mel.numpy().mean(1))))  # (2, 63): no weight in it
+    np.testing.assert_allclose(picture[:, 2].detach(), log_mel.numpy() * gate[:, None], rtol=1e-4, atol=1e-6)
+    assert torch.equal(picture[:, 0], front_end.tgram(wave))
+
+
+def test_the_htk_log_mel_is_librosas():
+    wave = 0.1 * np.random.default_rng(0).standard_normal(32_000).astype(np.float32)
+    settings = dict(n_fft=1024, hop_length=512, n_mels=128, power=2.0, htk=True, norm=None, pad_mode="reflect")
+    power = librosa.feature.melspectrogram(y=wave, sr=16_000, **settings)
+    found = LogMel(128, n_fft=1024, mel="htk")(torch.from_numpy(wave)[None])[0]
+    np.testing.assert_allclose(found, 10 * np.log10(np.maximum(power, 1e-10)), atol=2e-3)
+
+
+@pytest.mark.parametrize("hertz", [1_000, 2_000, 4_000, 8_000])
+def test_bands_below_a_frequency_end_there(hertz):
+    edges = librosa.mel_frequencies(64 + 2, fmin=0, fmax=8_000)[2:]  # upper edges of the bands
+    assert abs(bands_below(hertz, 64) - (edges <= hertz + 1e-6).sum()) <= 1 and bands_below(8_000, 64) == 64
 
 
 def test_another_hop_gives_another_width():

@@ -55,6 +55,22 @@ def gradients(value, *tensors):
     return [gradient.double() for gradient in torch.autograd.grad(value, tensors)]
 
 
+def test_supcon_of_clp_scf_counts_the_anchor_itself_below():
+    z, labels = unit(9).requires_grad_(), [0, 0, 1, 2, 2, 2, 3, 1, 4]  # 3 and 4 have no partner
+    total, anchors = 0.0, 0
+    for i in range(9):
+        positives = [p for p in range(9) if p != i and labels[p] == labels[i]]
+        below = sum(torch.exp(z[i].dot(z[a]) / 0.1) for a in range(9))
+        if positives:
+            anchors += 1
+            total -= sum(torch.log(torch.exp(z[i].dot(z[p]) / 0.1) / below) for p in positives) / len(positives)
+    found = losses.supcon(z, torch.tensor(labels))
+    torch.testing.assert_close(found, total / anchors)
+    for mine, naive in zip(gradients(found, z), gradients(total / anchors, z), strict=True):
+        torch.testing.assert_close(mine, naive)
+    assert losses.supcon(unit(3), torch.arange(3)) == 0
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.02, 0.07, 0.5])
 def test_supcon_is_equation_1(dtype, temperature):

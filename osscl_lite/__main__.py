@@ -1,4 +1,4 @@
-"""The command line: ``python -m osscl_lite data | train | score | export | record | grid``, each with an example."""
+"""``python -m osscl_lite data | train | score | export | record | grid | reproduce``, each with an example."""
 
 import argparse
 import sys
@@ -19,7 +19,9 @@ from osscl_lite.files import write_whole
 from osscl_lite.grid import Job, by_name, run_grid, score_table, state
 from osscl_lite.parallel import first_process, first_to_speak, team_size
 from osscl_lite.recipe import ROWS, SIZES, Recipe, recipe, replace
-from osscl_lite.record import record, run_name, summary
+from osscl_lite.record import RESULTS, record, run_name, summary
+from osscl_lite.reproduce import reproduce, with_settings
+from osscl_lite.tables import TABLES
 from osscl_lite.training import DETECTOR, LOG, fit
 
 TYPES = sorted({name.partition("/")[0] for name in MACHINES})
@@ -120,6 +122,19 @@ def parser() -> argparse.ArgumentParser:
     _workers_option(many)
     many.add_argument("--list", action="store_true", help="print each run and how far it is; run nothing")
     many.set_defaults(run=_grid)
+
+    again = _command(
+        commands, "reproduce", "run what tables of the paper need, record it, print each beside the paper's",
+        "python -m osscl_lite reproduce 2 4 --data hall --size tiny --seeds 1 --out runs --to results",
+    )  # fmt: skip
+    again.add_argument("tables", nargs="+", type=int, choices=TABLES, metavar="TABLE", help="2 3 4 5 6")
+    again.add_argument("--seeds", type=int, default=1, metavar="N", help="0 to N - 1, of training and generated clips")
+    _source_options(again, "NAME=VALUE", "change a value of every system that has it")
+    again.add_argument("--out", type=Path, default=Path("runs"), help="folder for a folder of each run")
+    again.add_argument("--to", type=Path, default=RESULTS, help="folder for the records; the package's without it")
+    _workers_option(again)
+    again.add_argument("--list", action="store_true", help="print each run, how far it is, how long one takes")
+    again.set_defaults(run=_reproduce, seed=0)
     return top
 
 
@@ -156,18 +171,11 @@ def _workers_option(command: argparse.ArgumentParser) -> None:
 
 
 def _chosen_recipe(options: argparse.Namespace) -> Recipe:
-    chosen = recipe(options.recipe, options.size)
-    kinds = {field.name: field.type for field in fields(Recipe)}
+    chosen, known = with_settings(recipe(options.recipe, options.size), options.set)
     for change in options.set:
-        name, _, text = change.partition("=")
-        if name not in kinds or not text:
-            raise BadInput(f"--set {change}: write NAME=VALUE with one of {', '.join(kinds)}")
-        try:
-            none = (name, text) == ("reduction", "none")
-            value = None if none else {int: int, float: float, int | None: int}.get(kinds[name], str)(text)
-            chosen = replace(chosen, **{name: value})
-        except ValueError as error:
-            raise BadInput(f"--set {change}: {error}") from None
+        if change.partition("=")[0] not in known:
+            names = ", ".join(field.name for field in fields(Recipe))
+            raise BadInput(f"--set {change}: write NAME=VALUE with one of {names}")
     return chosen if options.seed is None else replace(chosen, seed=options.seed)
 
 
@@ -231,9 +239,21 @@ def _grid(options: argparse.Namespace) -> int:
             print(f"{name}: {state(job, options.to, options.out)}")
         return 0
     failed = run_grid(jobs, options.to, options.out, options.workers, options.device)
+    return _failures(failed)
+
+
+def _failures(failed: dict[str, str]) -> int:
     if failed:
         print(f"{len(failed)} runs failed; mend what their lines say, then run the same again", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    failed = reproduce(
+        options.tables, _data_name(options), _source(options), options.size, options.seeds, settings=options.set,
+        to=options.to, out=options.out, workers=options.workers, device=options.device, only_list=options.list,
+    )  # fmt: skip
+    return _failures(failed)
 
 
 def grid_jobs(options: argparse.Namespace) -> list[Job]:

@@ -3,13 +3,15 @@
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from sklearn.metrics import roc_auc_score
 
 
 def auc(anomalous: ArrayLike, scores: ArrayLike) -> float:
     """Area under the ROC curve: how often an anomalous clip scores above a normal one. NaN if one kind is missing."""
     anomalous = np.asarray(anomalous, bool)
-    return float(roc_auc_score(anomalous, scores)) if 0 < anomalous.sum() < len(anomalous) else float("nan")
+    if not 0 < anomalous.sum() < len(anomalous):
+        return float("nan")
+    alarms, hits = roc(anomalous, scores)
+    return float(np.trapezoid(hits, alarms))
 
 
 def pauc(anomalous: ArrayLike, scores: ArrayLike, max_fpr: float = 0.1) -> float:
@@ -17,7 +19,30 @@ def pauc(anomalous: ArrayLike, scores: ArrayLike, max_fpr: float = 0.1) -> float
     anomalous = np.asarray(anomalous, bool)
     if not 0 < anomalous.sum() < len(anomalous):
         return float("nan")
-    return float(roc_auc_score(anomalous, scores, max_fpr=max_fpr))
+    alarms, hits = roc(anomalous, scores)
+    left = alarms <= max_fpr
+    area = np.trapezoid([*hits[left], np.interp(max_fpr, alarms, hits)], [*alarms[left], max_fpr])
+    chance = max_fpr**2 / 2
+    return float(0.5 * (1 + (area - chance) / (max_fpr - chance)))
+
+
+def roc(anomalous: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of the ROC curve. scikit-learn's ``roc_curve`` finds the same and spends far longer on its arguments.
+
+    Args:
+        anomalous: (N,) truth values, of both kinds; ``scores``: (N,), higher is more anomalous.
+
+    Returns:
+        False positive rate and true positive rate, (P,) each, from 0 to 1.
+    """
+    anomalous, scores = np.asarray(anomalous, bool), np.asarray(scores, float)
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)  # of each run of equal scores
+    hits = np.cumsum(anomalous[order])[last]
+    alarms = 1 + last - hits
+    bend = np.ones(len(last), bool)  # the curve goes straight through the other points
+    bend[1:-1] = (np.diff(hits, 2) != 0) | (np.diff(alarms, 2) != 0)
+    return np.append(0, alarms[bend]) / alarms[-1], np.append(0, hits[bend]) / hits[-1]
 
 
 def evaluate(scores: ArrayLike, clips: pd.DataFrame) -> pd.DataFrame:

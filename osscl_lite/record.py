@@ -233,19 +233,6 @@ def read_scores(result: dict[str, Any], folder: Path = RESULTS) -> Scores:
     return Scores(clips, methods, arrays.get("epochs"))
 
 
-def check_record(result: dict[str, Any], folder: Path = RESULTS) -> None:
-    """Compute what a record says of its scores again.
-
-    Raises:
-        BadInput: as ``read_scores``, or if the record says otherwise.
-    """
-    scores = read_scores(result, folder)
-    found = {method: measures(values, scores.clips) for method, values in scores.methods.items()}
-    if json.loads(json.dumps(found)) != result["methods"]:
-        path = folder / result["scores"]["file"]
-        raise BadInput(f"{path.with_suffix('.json')}: its AUCs do not follow from its scores; run it again")
-
-
 def severity_class(clips: pd.DataFrame) -> pd.Series:
     """Severity in four classes, as strings; empty for normal clips."""
     classes = pd.cut(

@@ -33,7 +33,7 @@ def score(run, *words):
 
 @pytest.mark.parametrize(
     "words",
-    [["data", "download"], ["data", "hall"], ["train"], ["score"], ["export"], ["record"], ["grid"]],
+    [["data", "download"], ["data", "hall"], ["train"], ["score"], ["export"], ["record"], ["grid"], ["reproduce"]],
     ids=lambda words: words[-1],
 )
 def test_help_shows_an_example_that_parses(words, capsys):

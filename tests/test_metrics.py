@@ -102,3 +102,13 @@ def test_interval_is_student_s():
     mean, half = interval([1.0, 2.0, 3.0])
     assert mean == 2 and half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert math.isnan(interval([1.0])[1])
+
+
+@pytest.mark.parametrize("digits", [1, 9])
+def test_both_areas_are_those_of_scikit_learn_with_and_without_ties(digits):
+    rng = np.random.default_rng(digits)
+    for count in rng.integers(4, 150, 100):
+        anomalous = rng.permutation(np.arange(count) < 1 + count // 3)
+        scores = np.round(rng.normal(size=count) + anomalous, digits)
+        assert auc(anomalous, scores) == pytest.approx(roc_auc_score(anomalous, scores), abs=1e-12)
+        assert pauc(anomalous, scores) == pytest.approx(roc_auc_score(anomalous, scores, max_fpr=0.1), abs=1e-12)

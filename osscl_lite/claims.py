@@ -1,0 +1,369 @@
+"""What the paper concludes from its tables, asked of the records: each difference with its interval. See chapter 9.
+
+Also what can be asked of the same records beside the tables: which printed averages follow from their rows, pooled
+against per-ID averages, the ways of scoring, the choice of the epoch, the scatter over seeds.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from osscl_lite.bootstrap import draw_weights, machine_draws, over_types, paired_interval
+from osscl_lite.errors import BadInput
+from osscl_lite.record import PAPER_SCORE
+from osscl_lite.tables import (
+    BY_SYSTEM,
+    HERE,
+    NEIGHBOUR,
+    PARTS,
+    STAND_INS,
+    TABLES,
+    TYPES,
+    Records,
+    Run,
+    cell,
+    measure_of,
+    numbers,
+)
+
+SHIFT = 1e-9  # of printed decimals in binary
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper and the difference that it rests on: ``first`` minus ``second`` in these columns.
+
+    Attributes:
+        table: where the two are printed; ``sentence``: the paper's words.
+        first, second: labels of systems in that table; ``columns``: as printed (IV, VI: rows).
+        stated: column -> the difference that the text itself gives.
+    """
+
+    table: int
+    sentence: str
+    first: str
+    second: str
+    columns: tuple[str, ...]
+    stated: dict[str, float] = field(default_factory=dict)
+
+
+_KINDS = tuple(shown for name, shown in TYPES.items() if name != "all")
+_BOTH = ("Average AUC", "Average pAUC")
+_AUCS = tuple(f"{kind} AUC" for kind in _KINDS)
+_FULL, _LOGMEL = "TFSTgram OS-SCL", "Log-Mel OS-SCL"
+_BEST = (
+    "the best performance in terms of average AUC and pAUC, with improvements of 1.63% and 1.22% over the "
+    "state-of-the-art TASTgram (NAMix)"
+)
+_TOY = "on the ToyConveyor dataset, we achieved detection performance far exceeding existing state-of-the-art methods"
+_TWO_STAGES = "the fine-tuning phase may weaken the contrastive effect, which is why we adopted a one-stage approach"
+_NOISE = "supervised contrastive learning without noise does not effectively distinguish similar samples"
+_OSSCL = (
+    "this framework significantly improved STgram performance across multiple machines, particularly on the "
+    "ToyConveyor dataset"
+)
+_FRONT_END = "The application of TFSTgram also enhanced detection performance for several machines"
+_BEATS = "improved by 2.03% on the development set ... slightly lower, there was an overall improvement of 0.51%"
+_HEAD = "removing the feature perturbation mapping head significantly decreased detection performance for some machines"
+_REDUCED = "When the compression dimension was continuously reduced, detection results began to deteriorate"
+
+CLAIMS = (
+    Claim(2, _BEST, _FULL, "TASTgram", _BOTH, {"Average AUC": 1.63, "Average pAUC": 1.22}),
+    Claim(2, "consistent across most machine types, except for valve data", _FULL, "TASTgram", _AUCS),
+    Claim(2, _TOY, _FULL, "TASTgram", ("ToyConveyor AUC", "ToyConveyor pAUC")),
+    Claim(2, _TWO_STAGES, _FULL, "CLP-SCF", _BOTH),
+    Claim(2, _TWO_STAGES, _LOGMEL, "CLP-SCF", _BOTH),
+    Claim(2, _NOISE, _FULL, "CLP-SCF", ("ToyConveyor AUC",)),
+    Claim(2, "using only the Log-Mel spectrogram significantly outperforms STgram", _LOGMEL, "STgram-MFN", _BOTH),
+    Claim(2, "consistently outperforming autoencoder-based reconstruction methods", "MobileNetV2", "IDNN", _BOTH),
+    Claim(3, _OSSCL, "STgram OS-SCL", "STgram ArcFace", (*_BOTH, *_AUCS)),
+    Claim(3, _FRONT_END, "TFSTgram ArcFace", "STgram ArcFace", (*_BOTH, *_AUCS)),
+    Claim(3, _FRONT_END, _FULL, "STgram OS-SCL", (*_BOTH, *_AUCS)),
+    Claim(
+        4, "using only the Log-Mel spectrogram improved by 4.38% compared to STgram", _LOGMEL, "STgram-MFN",
+        ("Average",), {"Average": 4.38},
+    ),
+    Claim(4, "superior performance and excellent stability using only Log-Mel", _LOGMEL, "CLP-SCF", ("Average",)),
+    Claim(5, _BEATS, _FULL, "AnoPatch (BEATs)", tuple(PARTS), {"development_mean": 2.03, "all_mean": 0.51}),
+    Claim(5, "achieves the best performance in the DCASE2020 Challenge", _FULL, "No. 1", tuple(PARTS)),
+    Claim(6, _HEAD, "64", "no FPH", ("Average", *_KINDS)),
+    *(Claim(6, _REDUCED, reduction, "64", ("Average",)) for reduction in ("32", "16", "8", "4")),
+)  # fmt: skip
+
+
+def printed_difference(claim: Claim, column: str) -> float:
+    """``first`` minus ``second`` as printed, in points."""
+    shown = numbers(claim.table) if claim.table in BY_SYSTEM else numbers(claim.table).T
+    return float(shown.loc[claim.first, column] - shown.loc[claim.second, column])
+
+
+def differences(records: Records, table: int, method: str = PAPER_SCORE) -> pd.DataFrame:
+    """The differences that the paper draws conclusions from, printed and measured, with paired bootstrap intervals.
+
+    Averages are over machine IDs, then types; nothing is pooled. The intervals say how far the choice of test clips
+    could move the difference between these very trainings (``osscl_lite.bootstrap``); ``sd`` says how far seeds do.
+    Only seeds that both systems have count. On features the systems that stand in for those that need sound are
+    compared.
+
+    Args:
+        records: of one data set.
+        table: 2 to 6.
+        method: of scoring.
+
+    Returns:
+        Columns table, sentence, first, second, column, stated (in the text), printed, difference, low, high (95 %), sd
+        (of the difference over seeds), seeds, gap (why nothing was measured). In points of a percentage.
+
+    Raises:
+        BadInput: if two records of one seed were tested on different clips.
+    """
+    rows, seen, draws = [], set(), _Draws(method)
+    for claim in CLAIMS:
+        if claim.table != table:
+            continue
+        (first, one), (second, other) = (_compared(records, table, label) for label in (claim.first, claim.second))
+        pairs, gap = _pairs(records, one, other, method)
+        for column in claim.columns:
+            if (key := (claim.sentence, first, second, column)) in seen:
+                continue
+            seen.add(key)
+            row = dict(table=table, sentence=claim.sentence, first=first, second=second, column=column)
+            row |= dict(stated=claim.stated.get(column, np.nan), printed=printed_difference(claim, column))
+            values = [] if gap else [tuple(draws.values(run, table, column) for run in pair) for pair in pairs]
+            if any(value is None for pair in values for value in pair):
+                values, why = [], "no labelled test clips for this column"
+            else:
+                why = gap
+            measured = paired_interval(*zip(*values, strict=True)) if values else [np.nan] * 4
+            row |= dict(zip(("difference", "low", "high", "sd"), 100 * np.array(measured), strict=True))
+            rows.append(row | dict(seeds=len(values), gap=why))
+    return pd.DataFrame(rows)
+
+
+def _compared(records: Records, table: int, label: str) -> tuple[str, str]:
+    """Label and system that a claim is asked of: on features, of what stands in for a system that needs sound."""
+    system = records.systems(table)[label]
+    if records.source == "features" and system in STAND_INS:
+        label, system = STAND_INS[system]
+        return label + HERE, system
+    if records.source == "features" and label == _LOGMEL:
+        label = "OS-SCL" + HERE
+    return f"R = {label}" if label.isdigit() else label, system
+
+
+def _pairs(records: Records, one: str, other: str, method: str) -> tuple[list[tuple[Run, Run]], str]:
+    if one == other:
+        return [], "differ in their front ends only, and features have none"
+    if gap := records.gap(one) or records.gap(other):
+        return [], gap
+    runs = [{run.result["seed"]: run for run in records.runs(system)} for system in (one, other)]
+    pairs = [(runs[0][seed], runs[1][seed]) for seed in sorted(set(runs[0]) & set(runs[1]))]
+    if not pairs:
+        return [], "no seed that both have"
+    if not all(method in run.scores.methods for pair in pairs for run in pair):
+        return [], f"not both have a score by {method}"
+    for first, second in pairs:
+        columns = ["machine_type", "machine_id", "label", "dataset"]
+        same = first.scores.clips[columns].equals(second.scores.clips[columns])
+        if first.result["fingerprint"] != second.result["fingerprint"] or not same:
+            names = [record_name(run) for run in (first, second)]
+            raise BadInput(f"{names[0]} and {names[1]}: tested on different clips; run the older one again")
+    return pairs, ""
+
+
+def record_name(run: Run) -> str:
+    """The file of a run's record."""
+    return run.result["scores"]["file"].replace(".npz", ".json")
+
+
+class _Draws:
+    """The bootstrapped measures of runs, each computed once; runs on the same clips share their draws."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self._weights: dict[tuple[str, str], np.ndarray] = {}
+        self._machines: dict[tuple[int, str], dict[str, np.ndarray]] = {}
+
+    def values(self, run: Run, table: int, column: str) -> np.ndarray | None:
+        kind, measure = measure_of(table, column)
+        parts = [over_types(self._of(run, part), measure, kind) for part in PARTS.get(column, ("development",))]
+        return None if any(part is None for part in parts) else np.mean(parts, axis=0)
+
+    def _of(self, run: Run, part: str) -> dict[str, np.ndarray]:
+        key = (id(run), part)
+        if key not in self._machines:
+            run.table(self.method, part)  # refuses a record that was edited
+            rows = run.scores.clips["dataset"].eq(part).to_numpy()
+            clips = run.scores.clips[rows].reset_index(drop=True)
+            shared = (run.result["fingerprint"], part)
+            if shared not in self._weights:
+                self._weights[shared] = draw_weights(clips, " ".join(shared))
+            self._machines[key] = machine_draws(clips, run.scores.methods[self.method][rows], self._weights[shared])
+        return self._machines[key]
+
+
+def differences_text(records: Records, table: int) -> str:
+    """``differences`` as text, sentence by sentence; on features also by 1-NN."""
+    lines = [f"What the paper concludes from Table {TABLES[table]}: differences in points, per-ID means, measured with"
+             " [95 % interval over draws of the test clips] and standard deviation over seeds"]  # fmt: skip
+    for method in (PAPER_SCORE, *([NEIGHBOUR] if records.source == "features" else [])):
+        if method == NEIGHBOUR:
+            lines.append(f"The same by {NEIGHBOUR}:")
+        for sentence, part in differences(records, table, method).groupby("sentence", sort=False):
+            lines.append(f'  "{sentence}"')
+            for row in part.itertuples():
+                stated = "" if np.isnan(row.stated) else f" (text {row.stated:+.2f})"
+                measured = f"measured: {row.gap}"
+                if not row.gap:
+                    scatter = "" if np.isnan(row.sd) else f", sd {row.sd:.2f}"
+                    measured = f"measured {row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]{scatter}"
+                    measured += f", {row.seeds} seed{'s' * (row.seeds > 1)}"
+                what = f"{row.first} - {row.second}, {row.column}"
+                lines.append(f"    {what}: printed {row.printed:+.2f}{stated}, {measured}")
+    return "\n".join(lines) + "\n"
+
+
+def audit(table: int) -> pd.DataFrame:
+    """The averages that a table prints, computed again from the numbers that it prints.
+
+    II, III, IV and VI: means over the six machine types. V: ``all_mean`` from the two sets, and for the rows that
+    Table II has too the development mean from its averages.
+
+    Returns:
+        Columns table, row, column, printed, recomputed, difference (printed minus recomputed), follows: "yes" (the same
+        when rounded), "within rounding" (the unrounded numbers could still give it, at most 0.01) or "no".
+    """
+    shown, rows = numbers(table), []
+    if table in (2, 3):
+        for label, values in shown.iterrows():
+            for measure in ("AUC", "pAUC"):
+                again = values[[f"{kind} {measure}" for kind in _KINDS]].mean()
+                rows.append((label, f"Average {measure}", values[f"Average {measure}"], again))
+    elif table == 5:
+        second = numbers(2)
+        for label, values in shown.iterrows():
+            if label in second.index:
+                again = second.loc[label, ["Average AUC", "Average pAUC"]].mean()
+                rows.append((label, "development_mean", values["development_mean"], again))
+            rows.append((label, "all_mean", values["all_mean"], values[["development_mean", "evaluation_mean"]].mean()))
+    else:
+        again = shown.loc[list(_KINDS)].mean()
+        rows = [("Average", label, shown.loc["Average", label], again[label]) for label in shown]
+    frame = pd.DataFrame(rows, columns=["row", "column", "printed", "recomputed"])
+    frame.insert(0, "table", table)
+    frame["difference"] = frame["printed"] - frame["recomputed"]
+    off = frame["difference"].abs()
+    frame["follows"] = np.select([off <= 0.005 + SHIFT, off <= 0.01 + SHIFT], ["yes", "within rounding"], "no")
+    return frame
+
+
+def pooled_against_mean(records: Records, systems: list[str], method: str = PAPER_SCORE) -> pd.DataFrame:
+    """One ROC curve for all IDs of a type against the mean over IDs, of the same scores, development test clips.
+
+    Returns:
+        Columns system, machine_type ("all" last), measure ("AUC", "pAUC"), mean, pooled, difference (pooled less mean),
+        sd (of the difference over seeds), seeds. Percent, means over seeds.
+    """
+    rows = []
+    for system in systems:
+        tables = [run.table(method) for run in records.runs(system)]
+        tables = [table for table in tables if table is not None]
+        for kind in tables[0]["machine_type"].unique() if tables else ():
+            for measure in ("AUC", "pAUC"):
+                both = np.array([_both(table, kind, measure.lower()) for table in tables])  # (seeds, 2)
+                gap = both[:, 1] - both[:, 0]
+                sd = gap.std(ddof=1) if len(gap) > 1 else np.nan
+                rows.append((system, kind, measure, *both.mean(0), gap.mean(), sd, len(gap)))
+    columns = ["system", "machine_type", "measure", "mean", "pooled", "difference", "sd", "seeds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _both(table: pd.DataFrame, kind: str, measure: str) -> list[float]:
+    rows = table[table["machine_type"].eq(kind) & table["machine_id"].eq("all")].set_index("average")
+    return [100 * rows.loc[average, measure] for average in ("mean", "pooled")]
+
+
+_AVERAGES = {"AUC": (2, "Average AUC"), "pAUC": (2, "Average pAUC"), "mAUC": (4, "Average")}
+
+
+def by_method(records: Records, systems: list[str]) -> pd.DataFrame:
+    """Every way of scoring the same detectors: average over types of per-ID means, development test clips.
+
+    Returns:
+        Columns system, method, measure ("AUC", "pAUC", "mAUC"), value, sd, seeds, and gain, gain_sd: over the paper's
+        score of the same run, its standard deviation over seeds. Percent.
+    """
+    rows = []
+    for system in systems:
+        runs = records.runs(system)
+        for method in runs[0].scores.methods if runs else ():
+            for measure, (table, column) in _AVERAGES.items():
+                values = np.array([cell(run, table, column, "mean", method) for run in runs])
+                gains = values - [cell(run, table, column) for run in runs]
+                many = len(runs) > 1
+                sds = [x.std(ddof=1) if many else np.nan for x in (values, gains)]
+                rows.append((system, method, measure, values.mean(), sds[0], len(runs), gains.mean(), sds[1]))
+    return pd.DataFrame(rows, columns=["system", "method", "measure", "value", "sd", "seeds", "gain", "gain_sd"])
+
+
+def epoch_choice(records: Records, system: str) -> pd.DataFrame:
+    """What looking at the test clips would have gained, from one run: its epoch was chosen by held-out normal clips.
+
+    Against it stands the epoch with the highest AUC + pAUC on the development test clips, as CLP-SCF's program chooses.
+    All values come from the scores kept after each epoch, which are coarser than those of the tables.
+
+    Returns:
+        Columns seed, choice ("normal clips", "test clips", "last epoch"), epoch, AUC, pAUC (percent, per-ID means).
+
+    Raises:
+        BadInput: if a run kept no scores of its epochs.
+    """
+    rows = []
+    for run in records.runs(system):
+        if run.scores.epochs is None:
+            raise BadInput(f"{record_name(run)}: keeps no scores of its epochs; only detectors have them")
+        part = run.scores.clips["dataset"].eq("development").to_numpy()
+        clips = run.scores.clips[part].reset_index(drop=True)
+        ones = np.ones((1, len(clips)), np.uint8)
+        values = []
+        for scores in run.scores.epochs[:, part].astype(np.float32):
+            drawn = machine_draws(clips, scores, ones)
+            values.append([100 * over_types(drawn, measure)[0] for measure in ("AUC", "pAUC")])
+        best = int(np.argmax(np.sum(values, axis=1))) + 1
+        choices = {"normal clips": run.result["chosen"], "test clips": best, "last epoch": len(values)}
+        for choice, epoch in choices.items():
+            rows.append((run.result["seed"], choice, epoch, *values[epoch - 1]))
+    return pd.DataFrame(rows, columns=["seed", "choice", "epoch", "AUC", "pAUC"])
+
+
+def seed_noise(records: Records, level: float = 0.95) -> pd.DataFrame:
+    """Which printed differences are no larger than those between two trainings that differ in nothing but the seed.
+
+    The standard deviation over seeds is pooled over the systems of the table that have at least two seeds (per-ID
+    means; on the generated hall a seed draws the clips too). Two single runs of one system then differ by less than
+    ``noise`` = t * sqrt(2) * sd in 95 of 100 cases, t of Student with the pooled degrees of freedom. It is the scatter
+    on this data and at this size that is meant, not that of the paper's own runs, which it does not give.
+
+    Returns:
+        Columns table, sentence, first, second, column, printed, sd, freedom, noise, within (printed difference at most
+        noise; None where there are no two seeds). Points.
+    """
+    rows = []
+    for claim in CLAIMS:
+        for column in claim.columns:
+            squares, freedom = 0.0, 0
+            for system in records.systems(claim.table).values():
+                values = np.array([cell(run, claim.table, column) for run in records.runs(system)])
+                if len(values) > 1 and np.isfinite(values).all():
+                    squares += ((values - values.mean()) ** 2).sum()
+                    freedom += len(values) - 1
+            sd = (squares / freedom) ** 0.5 if freedom else np.nan
+            noise = student.ppf((1 + level) / 2, freedom) * 2**0.5 * sd if freedom else np.nan
+            shown = printed_difference(claim, column)
+            within = bool(abs(shown) <= noise) if freedom else None
+            what = (claim.table, claim.sentence, claim.first, claim.second, column)
+            rows.append((*what, shown, sd, freedom, noise, within))
+    columns = ["table", "sentence", "first", "second", "column", "printed", "sd", "freedom", "noise", "within"]
+    return pd.DataFrame(rows, columns=columns)

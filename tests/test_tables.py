@@ -1,0 +1,316 @@
+"""Tables beside the paper's, from records made by hand: no training here."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from osscl_lite.claims import (
+    CLAIMS,
+    audit,
+    by_method,
+    differences,
+    differences_text,
+    epoch_choice,
+    pooled_against_mean,
+    printed_difference,
+    seed_noise,
+)
+from osscl_lite.errors import BadInput
+from osscl_lite.metrics import evaluate
+from osscl_lite.record import METHODS, PAPER_SCORE, measures, scores_file
+from osscl_lite.tables import REDUCTIONS, SYSTEMS_OF, TABLES, TYPES, Records, cell, cells, layout, printed, table_text
+
+KINDS = [kind for kind in TYPES if kind != "all"]
+STRENGTH = {"idnn": 0.8, "tastgram-namix": 1.2, "tfstgram-osscl": 2.0, "logmel-osscl-r4": 0.2}
+
+
+def test_clips(kinds=KINDS, evaluation=True, labelled=True, each=8):
+    rows = []
+    for kind in kinds:
+        for number in range(4):
+            for label in ("normal", "anomaly"):
+                part = "evaluation" if number == 3 else "development"
+                if part == "development" or evaluation:
+                    shown = label if part == "development" or labelled else "unknown"
+                    rows += [(kind, f"id_{number:02d}", "test", part, shown, label == "anomaly")] * each
+    return pd.DataFrame(rows, columns=["machine_type", "machine_id", "split", "dataset", "label", "faulty"])
+
+
+test_clips.__test__ = False
+
+
+def write_record(folder, data, system, seed, clips, fingerprint="abc", input="waveform", methods=METHODS[:3]):
+    """A record as ``record`` writes it, of scores that tell faults apart by STRENGTH."""
+    rng = np.random.default_rng([seed, *system.encode()])
+    luck = np.random.default_rng(seed).normal(size=len(clips))  # clips that are hard are hard for all
+    scores = {
+        method: (luck + rng.normal(size=len(clips)) + STRENGTH.get(system, 1.5) * clips["faulty"]).to_numpy("f4")
+        for method in methods
+    }
+    detector = len(methods) > 1
+    epochs = np.stack([scores[PAPER_SCORE] * 0, scores[PAPER_SCORE], luck]).astype("f2") if detector else None
+    content, name = scores_file(clips, scores, epochs), f"{data}-{system}-seed{seed}"
+    result = dict(
+        data=data,
+        fingerprint=fingerprint,
+        system=system,
+        recipe=dict(name=system, size="book", input=input),
+        seed=seed,
+        parameters=123_456,
+        methods={method: measures(values, clips) for method, values in scores.items()},
+        scores=dict(file=f"{name}.npz", sha256=hashlib.sha256(content).hexdigest()),
+        train_seconds=60.0 + seed,
+        measured_on=dict(hardware="a processor"),
+    )
+    if detector:
+        result["chosen"] = 3
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.npz").write_bytes(content)
+    (folder / f"{name}.json").write_text(json.dumps(result))
+    return folder / f"{name}.json"
+
+
+def everything(folder, data, clips, seeds=2, **more):
+    systems = {name for rows in SYSTEMS_OF.values() for name in rows.values() if not name.startswith("anopatch")}
+    for system in sorted(systems | {f"logmel-osscl-r{r or 0}" for r in REDUCTIONS.values() if r != 64}):
+        simple = dict(methods=METHODS[:1]) if system in ("idnn", "mobilenetv2", "glow-aff", "no1") else {}
+        for seed in range(seeds):
+            write_record(folder, data, system, seed, clips, f"clips {seed}", **simple, **more)
+
+
+@pytest.fixture(scope="module")
+def hall(tmp_path_factory):
+    """Two seeds of every system but AnoPatch on a small hall: its folder."""
+    folder = tmp_path_factory.mktemp("hall")
+    everything(folder, "hall-book", test_clips())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(hall):
+    return Records("hall-book", hall)
+
+
+def test_printed_tables_are_whole():
+    shapes = {table: printed(table).shape for table in TABLES}
+    assert shapes == {2: (8, 16), 3: (4, 16), 4: (7, 4), 5: (7, 4), 6: (7, 7)}
+    assert printed(2).loc["TFSTgram OS-SCL", "Average AUC"] == 95.71 and printed(6).loc["Average", "4"] == 48.30
+    with pytest.raises(BadInput, match="table 7"):
+        printed(7)
+
+
+def test_every_row_has_a_system_and_every_claim_stands_on_printed_numbers():
+    for table in (2, 3, 5):
+        assert list(SYSTEMS_OF[table]) == list(printed(table).index)
+    assert list(SYSTEMS_OF[4]) == list(printed(4)) and list(REDUCTIONS) == list(printed(6))
+    for claim in CLAIMS:
+        for column in claim.columns:
+            assert np.isfinite(printed_difference(claim, column))
+        for column, stated in claim.stated.items():  # what the text says follows from what the table prints
+            assert printed_difference(claim, column) == pytest.approx(stated, abs=0.005)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_has_all_printed_rows_and_columns_beside_the_measured(records, table):
+    wide, shown = layout(cells(records, table)), printed(table)
+    assert list(dict.fromkeys(wide.index.get_level_values(0))) == list(shown.index)
+    assert list(wide) == [column for column in shown if column not in ("input", "loss")]
+    kinds = ["printed", "lowest ID"] if table == 4 else ["printed", "per-ID mean", "pooled"]
+    assert list(wide.loc[shown.index[0]].index) == kinds
+    first = wide.loc[(shown.index[0], "printed")].iloc[-1]
+    assert first == f"{shown.iloc[0, -1]:.2f}"
+
+
+def test_measured_numbers_are_mean_and_deviation_of_evaluate(records):
+    runs = records.runs("tfstgram-osscl")
+    aucs, pooled = [], []
+    for run in runs:
+        part = run.scores.clips["dataset"].eq("development")
+        table = evaluate(run.scores.methods[PAPER_SCORE][part], run.scores.clips[part])
+        row = table[table["machine_type"].eq("valve") & table["machine_id"].eq("all")].set_index("average")
+        aucs.append(100 * row.loc["mean", "auc"])
+        pooled.append(100 * row.loc["pooled", "auc"])
+    frame = cells(records, 2)
+    frame = frame[frame["label"].eq("TFSTgram OS-SCL") & frame["column"].eq("Valve AUC")].set_index("average")
+    assert frame.loc["mean", "value"] == pytest.approx(np.mean(aucs))
+    assert frame.loc["mean", "sd"] == pytest.approx(np.std(aucs, ddof=1)) and frame.loc["mean", "seeds"] == 2
+    assert frame.loc["pooled", "value"] == pytest.approx(np.mean(pooled)) != frame.loc["mean", "value"]
+
+
+def test_table_five_averages_auc_and_pauc_of_both_sets_and_counts_parameters(records):
+    run = records.runs("no1")[0]
+    means = {}
+    for part in ("development", "evaluation"):
+        rows = run.table(part=part)
+        means[part] = rows[rows["machine_type"].eq("all") & rows["average"].eq("mean")][["auc", "pauc"]].mean(axis=None)
+    assert cell(run, 5, "development_mean") == pytest.approx(100 * means["development"])
+    assert cell(run, 5, "all_mean") == pytest.approx(50 * (means["development"] + means["evaluation"]))
+    wide = layout(cells(records, 5))
+    assert wide.loc[("No. 1", "per-ID mean"), "size_millions"] == "0.123"
+    assert (wide.loc[("AnoPatch (AST)", "per-ID mean")] == "-").all()
+    assert "AnoPatch (BEATs): no weights at hand" in table_text(records, 5)
+
+
+def test_table_four_is_the_lowest_id_of_the_development_set(records):
+    run = records.runs("clp-scf")[0]
+    rows = run.table()
+    ids = rows[rows["average"].eq("ID") & rows["machine_type"].eq("fan")]
+    assert len(ids) == 3 and cell(run, 4, "Fan") == pytest.approx(100 * ids["auc"].min())
+
+
+def test_text_says_what_it_was_measured_on_and_is_the_same_again(hall, records):
+    text = table_text(records, 6) + differences_text(records, 6)
+    again = Records("hall-book", hall)
+    assert text == table_text(again, 6) + differences_text(again, 6)
+    assert "generated sound" in text and "measured with Log-Mel OS-SCL; the paper's is TFSTgram" in text
+    assert "printed: pooled" in text and "over 2 seeds" in text and "a processor" in text and str(hall) not in text
+
+
+def test_differences_are_those_of_the_cells_and_their_intervals_are_seeded(records):
+    frame = differences(records, 2)
+    shown = cells(records, 2).query("average == 'mean'").set_index(["label", "column"])["value"]
+    for row in frame.itertuples():
+        expected = shown[row.first, row.column] - shown[row.second, row.column]
+        assert row.difference == pytest.approx(expected, abs=1e-4) and row.low <= row.difference <= row.high
+    pd.testing.assert_frame_equal(frame, differences(records, 2))
+    best = frame[frame["column"].eq("Average AUC") & frame["second"].eq("TASTgram")].iloc[0]
+    assert best["stated"] == 1.63 and best["printed"] == pytest.approx(1.63)
+    assert best["low"] > 0 and best["seeds"] == 2  # 2.0 against 1.2: easily seen
+    reduced = differences(records, 6).set_index(["first", "column"])
+    assert reduced.loc[("R = 4", "Average"), "high"] < 0
+    beats = differences(records, 5).query("second == 'AnoPatch (BEATs)'")
+    assert set(beats["gap"]) == {"no weights at hand"} and beats["difference"].isna().all()
+
+
+def test_only_seeds_of_both_are_compared_and_only_on_the_same_clips(tmp_path):
+    clips = test_clips()
+    for seed in (0, 1, 2):
+        write_record(tmp_path, "hall-book", "stgram-osscl", seed, clips, f"clips {seed}")
+    write_record(tmp_path, "hall-book", "stgram-arcface", 1, clips, "clips 1")
+    frame = differences(Records("hall-book", tmp_path), 3)
+    assert set(frame[frame["gap"].eq("")]["seeds"]) == {1} and frame[frame["gap"].eq("")]["sd"].isna().all()
+    write_record(tmp_path, "hall-book", "stgram-arcface", 2, clips, "other clips")
+    with pytest.raises(BadInput, match="stgram-osscl-seed2.json and .*stgram-arcface-seed2.json: tested on different"):
+        differences(Records("hall-book", tmp_path), 3)
+
+
+def test_features_name_what_cannot_run_and_compare_what_stands_in(tmp_path):
+    clips = test_clips(KINDS[:5], evaluation=False)
+    for system in ("logmel-osscl", "logmel-arcface", "logmel-namix", "logmel-clp-scf", "idnn"):
+        simple = dict(methods=METHODS[:1]) if system == "idnn" else {}
+        write_record(tmp_path, "few", system, 0, clips, input="features", **simple)
+    records = Records("few", tmp_path)
+    assert records.source == "features"
+    text = table_text(records, 2)
+    assert "TFSTgram OS-SCL: learns from waveforms, and these are features" in text
+    assert "Glow_Aff: not recorded" in text and "no labelled test clips of ToyConveyor" in text
+    assert text.count("Noisy-ArcMix (on these features)") == 2  # by the paper's score and by 1-NN
+    by_neighbour = text.partition("1-NN on embeddings, detectors only")[2]
+    assert by_neighbour and "IDNN" not in by_neighbour
+    frame = differences(records, 2)
+    assert {"OS-SCL (on these features)", "MobileNetV2"} == set(frame["first"])
+    measured = frame[frame["gap"].eq("")]
+    assert {"Noisy-ArcMix (on these features)", "CLP-SCF (on these features)", "ArcFace (on these features)"} == set(
+        measured["second"]
+    )
+    assert not frame.duplicated(["sentence", "first", "second", "column"]).any()
+    toy = frame[frame["column"].str.startswith("ToyConveyor")]
+    assert set(toy["gap"]) == {"no labelled test clips for this column"}
+    assert "differ in their front ends only, and features have none" in set(differences(records, 3)["gap"])
+    assert "no labelled clips of the evaluation set" in table_text(records, 5)
+
+
+def test_evaluation_clips_without_labels_are_a_stated_gap(tmp_path):
+    write_record(tmp_path, "tree", "no1", 0, test_clips(labelled=False), methods=METHODS[:1])
+    write_record(tmp_path, "listed", "no1", 0, test_clips(), methods=METHODS[:1])
+    without, listed = (layout(cells(Records(data, tmp_path), 5)) for data in ("tree", "listed"))
+    row = ("No. 1", "per-ID mean")
+    assert without.loc[row, "development_mean"] == listed.loc[row, "development_mean"] != "-"
+    assert (without.loc[row, ["evaluation_mean", "all_mean"]] == "-").all() and listed.loc[row, "all_mean"] != "-"
+    assert "eval_data_list.csv" in table_text(Records("tree", tmp_path), 5)
+
+
+def test_records_edited_by_hand_are_noticed(tmp_path):
+    path = write_record(tmp_path, "hall-book", "idnn", 0, test_clips(), methods=METHODS[:1])
+    kept = path.read_text()
+    result = json.loads(kept)
+    result["methods"][PAPER_SCORE]["auc"][3]["auc"] += 0.01
+    path.write_text(json.dumps(result))
+    with pytest.raises(BadInput, match="idnn-seed0.json: its AUCs by paper's score do not follow from its scores"):
+        cells(Records("hall-book", tmp_path), 2)
+    path.write_text(kept)
+    cells(Records("hall-book", tmp_path), 2)
+    other = write_record(tmp_path / "other", "hall-book", "idnn", 5, test_clips(), methods=METHODS[:1])
+    shutil.copy(other.with_suffix(".npz"), path.with_suffix(".npz"))
+    with pytest.raises(BadInput, match="idnn-seed0.npz: not the scores"):
+        cells(Records("hall-book", tmp_path), 2)
+    del result["scores"]
+    path.write_text(json.dumps(result))
+    with pytest.raises(BadInput, match="without scores"):
+        Records("hall-book", tmp_path).runs("idnn")
+
+
+def test_table_six_follows_the_records_that_there_are(tmp_path, records):
+    assert records.ablated == "logmel-osscl"
+    write_record(tmp_path, "hall-paper", "tfstgram-osscl-r16", 0, test_clips())
+    paper = Records("hall-paper", tmp_path)
+    assert paper.ablated == "tfstgram-osscl" and "the paper's is" not in table_text(paper, 6)
+    assert paper.systems(6)["no FPH"] == "tfstgram-osscl-r0" and paper.systems(6)["64"] == "tfstgram-osscl"
+
+
+def test_the_audit_finds_the_averages_that_do_not_follow():
+    frame = pd.concat([audit(table) for table in TABLES])
+    assert len(frame) == 16 + 8 + 4 + 9 + 7
+    wrong = frame[frame["follows"].eq("no")].set_index(["table", "row", "column"])["difference"].round(2).to_dict()
+    assert wrong == {
+        (2, "MobileNetV2", "Average AUC"): 0.34,
+        (2, "Glow_Aff", "Average AUC"): 0.53,
+        (2, "Glow_Aff", "Average pAUC"): 0.57,
+        (2, "TFSTgram OS-SCL", "Average pAUC"): -0.03,
+        (3, "STgram OS-SCL", "Average pAUC"): 1.15,
+        (3, "TFSTgram OS-SCL", "Average pAUC"): -0.03,
+        (5, "AnoPatch (ATST)", "all_mean"): -1.0,
+        (5, "AnoPatch (AST)", "all_mean"): 0.48,
+        (5, "AnoPatch (BEATs)", "all_mean"): -0.03,
+    }
+
+
+def test_pooled_against_mean_and_ways_of_scoring_are_of_the_same_runs(records):
+    frame = pooled_against_mean(records, ["clp-scf", "idnn"]).set_index(["system", "machine_type", "measure"])
+    assert frame.loc[("idnn", "all", "AUC"), "mean"] == pytest.approx(
+        np.mean([cell(run, 2, "Average AUC") for run in records.runs("idnn")])
+    )
+    assert (frame["difference"] - (frame["pooled"] - frame["mean"])).abs().max() < 1e-9 and len(frame) == 2 * 7 * 2
+    ways = by_method(records, ["clp-scf"]).set_index(["method", "measure"])
+    assert len(ways) == 9 and ways.loc[(PAPER_SCORE, "AUC"), "gain"] == 0
+    gain = ways.loc[(METHODS[1], "mAUC"), "value"] - ways.loc[(PAPER_SCORE, "mAUC"), "value"]
+    assert ways.loc[(METHODS[1], "mAUC"), "gain"] == pytest.approx(gain)
+
+
+def test_the_epoch_of_the_test_clips_is_never_worse_on_them(records):
+    frame = epoch_choice(records, "clp-scf")
+    assert len(frame) == 6
+    for seed, part in frame.groupby("seed"):
+        rows = part.set_index("choice")
+        assert rows.loc["test clips", "epoch"] == 2 and rows.loc["normal clips", "epoch"] == 3  # as they were made
+        assert rows.loc["test clips", "AUC"] == pytest.approx(
+            cell(records.runs("clp-scf")[seed], 2, "Average AUC"), abs=0.1
+        )
+    with pytest.raises(BadInput, match="no scores of its epochs"):
+        epoch_choice(records, "idnn")
+
+
+def test_seed_noise_is_pooled_over_systems_and_judges_printed_differences(records):
+    frame = seed_noise(records)
+    assert len(frame) == sum(len(claim.columns) for claim in CLAIMS)
+    row = frame[frame["table"].eq(3) & frame["column"].eq("Average AUC")].iloc[0]
+    pairs = [[cell(run, 3, "Average AUC") for run in records.runs(s)] for s in SYSTEMS_OF[3].values()]
+    assert row["freedom"] == 4 and row["sd"] == pytest.approx(np.mean(np.var(pairs, axis=1, ddof=1)) ** 0.5)
+    assert row["noise"] == pytest.approx(2.776445 * 2**0.5 * row["sd"], rel=1e-6)
+    assert row["within"] == (abs(row["printed"]) <= row["noise"])
+    one = seed_noise(Records("hall-book", records.folder, seeds=[0]))
+    assert one["noise"].isna().all() and one["within"].isna().all()

@@ -165,7 +165,7 @@ class Detector(Scorer, nn.Module):
     Attributes:
         log: one row an epoch after ``fit``, else None.
         watched: after a ``fit`` that watched clips, the scores of its moving average after each epoch, (epochs, N).
-        earlier: after a training in two stages the detector of the first, else None.
+        earlier: after a training in stages the detectors of those before, else none. Not part of what ``save`` writes.
     """
 
     def __init__(self, recipe: Recipe, classes: int | Sequence[str]) -> None:
@@ -175,7 +175,7 @@ class Detector(Scorer, nn.Module):
         self.hall_version: str | None = None
         self.log: pd.DataFrame | None = None
         self.watched: np.ndarray | None = None
-        self.earlier: Detector | None = None
+        self.earlier: tuple[Detector, ...] = ()
         r = recipe
         self.log_mel = LogMel(r.bands, r.sample_rate, r.n_fft, r.hop, r.mel) if r.input == "waveform" else None
         self.bands = r.bands if r.highest_hz is None else bands_below(r.highest_hz, r.bands, r.sample_rate, r.mel)

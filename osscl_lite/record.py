@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,11 +92,9 @@ def record(
         What the JSON file holds.
     """
     test = clips[clips["split"] == "test"].reset_index(drop=True)
-    began = time.perf_counter()
     watch = dict(watch=test) if isinstance(recipe, Recipe) else {}
     system = system_of(recipe)
     model = system.fit(recipe, clips, device=device, out=out, **watch)
-    trained = time.perf_counter() - began
     name, detector = run_name(data, recipe), isinstance(model, Detector)
     scores = score_all(model, clips) if detector else {PAPER_SCORE: model.score_clips(test)}
     scores = {method: values.astype(np.float32) for method, values in scores.items()}
@@ -113,7 +110,7 @@ def record(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         methods={method: measures(values, test) for method, values in scores.items()},
         scores=dict(file=f"{name}.npz", sha256=hashlib.sha256(content).hexdigest()),
-        train_seconds=round(trained, 1),
+        train_seconds=round(sum(one.log["seconds"].sum() for one in (model, *getattr(model, "earlier", ()))), 1),
         measured_on=measured_on(next(model.parameters()).device),
     )
     if detector:
@@ -125,12 +122,12 @@ def record(
             chosen=int(chosen),
             epoch_seconds=round(float(model.log["seconds"].median()), 2),
         )
-        if model.earlier is not None:
-            result["earlier_log"] = rows_of(model.earlier.log.drop(columns="seconds"))
+        for earlier in model.earlier:
+            result["earlier_log"] = rows_of(earlier.log.drop(columns="seconds"))
         if keep:
             model.save(folder / f"{name}.safetensors")
-            if model.earlier is not None:
-                model.earlier.save(folder / f"{run_name(data, recipe, '-first-stage')}.safetensors")
+            for earlier in model.earlier:
+                earlier.save(folder / f"{run_name(data, recipe, '-first-stage')}.safetensors")
     write_whole(folder / f"{name}.npz", content)
     write_whole(folder / f"{name}.json", json.dumps(result, separators=(",", ":")).encode())
     return result

@@ -19,6 +19,8 @@ from osscl_lite.record import RESULTS
 from osscl_lite.systems import SYSTEMS
 from osscl_lite.tables import REDUCTIONS, Records, cells, table_text
 
+KEPT = ("logmel-osscl", "tfstgram-osscl")  # detectors that chapters load
+
 
 def reproduce(
     tables: Sequence[int],
@@ -88,7 +90,7 @@ def plan(
 ) -> tuple[list[Job], dict[str, str]]:
     """The runs that tables need, seed by seed, each once; label -> why a row cannot be run here.
 
-    A detector goes beside the record of seed 0, where it was trained on sound.
+    A detector that chapters load goes beside the record of seed 0, where it was trained on sound.
     """
     rows = {}  # name of system and reduction -> label, recipe; the first table that needs it names it
     reasons: dict[str, str] = {}
@@ -121,7 +123,7 @@ def plan(
     jobs = {}
     for seed in records.seeds or ():
         for recipe in rows.values():
-            keep = seed == 0 and records.source != "features"
+            keep = seed == 0 and records.source != "features" and recipe.name in KEPT
             job = Job(replace(recipe, seed=seed), records.data, source | dict(seed=seed), keep)
             jobs[job.name] = job
     return list(jobs.values()), reasons

@@ -197,13 +197,13 @@ class Records:
         return "dcase2020" if next(inputs, "waveform") == "waveform" else "features"
 
     def runs(self, system: str) -> list[Run]:
-        """The runs of a system, by seed; none if nothing is recorded.
+        """The runs of a system whose scores are recorded, by seed; none if nothing is.
 
         Args:
             system: as in the names of records, such as "idnn" or "logmel-osscl-r16".
 
         Raises:
-            BadInput: for a record without its scores, or with those of another run.
+            BadInput: for a record whose scores are gone, or are those of another run.
         """
         if system not in self._runs:
             self._runs[system] = []
@@ -212,10 +212,8 @@ class Records:
                 for result in sorted(results, key=lambda result: result["seed"]):
                     if self.seeds is not None and result["seed"] not in self.seeds:
                         continue
-                    if "scores" not in result:
-                        name = f"{self.data}-{system}-seed{result['seed']}.json"
-                        raise BadInput(f"{self.folder / name}: a record without scores, of an older version; delete it")
-                    self._runs[system].append(Run(result, self.folder))
+                    if "scores" in result:  # version 0.1.0 wrote none at first
+                        self._runs[system].append(Run(result, self.folder))
         return self._runs[system]
 
     def gap(self, system: str) -> str:

@@ -44,17 +44,17 @@ def test_the_second_stage_goes_on_from_the_first(planted, tmp_path):
     first = clp_scf.first_stage(recipe)
     assert (first.loss, first.epochs, first.temperature, first.learning_rate) == ("supcon", 3, 0.1, 5 * 3e-3)
     assert [training_rate(first, epoch) for epoch in range(3)] == [5 * 3e-3] * 3
-    assert model.earlier.recipe == first and len(model.earlier.log) == 3 and len(model.log) == 8
-    assert model.earlier.log["holdout_loss"].isna().all() and model.earlier.log["chosen"].all()
+    assert model.earlier[0].recipe == first and len(model.earlier[0].log) == 3 and len(model.log) == 8
+    assert model.earlier[0].log["holdout_loss"].isna().all() and model.earlier[0].log["chosen"].all()
     assert model.watched.shape == (8, 5)
-    layers = [type(layer) for layer in model.earlier.projector]
+    layers = [type(layer) for layer in model.earlier[0].projector]
     assert layers == [nn.ReLU, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d]
-    assert model.projector is None
+    assert model.projector is None and not [name for name in model.state_dict() if name.startswith("earlier")]
     # One epoch at rate 0 leaves the weights of the first stage where they were.
     still = clp_scf.training.fit(
-        ol.replace(recipe, epochs=1, learning_rate=0.0), planted, device="cpu", progress=False, start=model.earlier
+        ol.replace(recipe, epochs=1, learning_rate=0.0), planted, device="cpu", progress=False, start=model.earlier[0]
     )
-    before = dict(model.earlier.named_parameters())
+    before = dict(model.earlier[0].named_parameters())
     for name, parameter in still.named_parameters():
         if name != "class_weight":
             assert torch.equal(parameter, before[name]), name

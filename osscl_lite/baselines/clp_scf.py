@@ -54,12 +54,12 @@ def fit(
         out: folder with a folder for each stage.
 
     Returns:
-        The detector of the second stage; ``earlier`` is the one of the first, which embeds and cannot score.
+        The detector of the second stage; ``earlier`` holds the one of the first, which embeds and cannot score.
     """
     folders = [None, None] if out is None else [Path(out, "first-stage"), Path(out, "second-stage")]
     earlier = training.fit(first_stage(recipe), clips, device=device, out=folders[0], progress=progress)
     model = training.fit(
         recipe, clips, device=device, out=folders[1], progress=progress, start=earlier, watch=watch
     )  # fmt: skip
-    model.earlier = earlier
+    model.earlier = (earlier,)
     return model

@@ -398,3 +398,28 @@ def seed_curves(
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
     return ax
+
+
+@styled
+def id_similarity(cosines: ArrayLike, names: Sequence[str], ax: Axes | None = None, *, title: str = "") -> Axes:
+    """Mean cosine between the embeddings of any two machine IDs, types side by side. Explained in chapter 8.
+
+    Args:
+        cosines: (C, C), from -1 to 1.
+        names: such as "fan/id_00", (C,); the IDs of a type stand together.
+    """
+    ax = _axes(ax, 6, 5)
+    types = [name.partition("/")[0] for name in names]
+    image = ax.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
+    ax.figure.colorbar(image, ax=ax, label="mean cosine", pad=0.02, shrink=0.7)
+    edges = [0, *(place for place in range(1, len(types)) if types[place] != types[place - 1]), len(types)]
+    for edge in edges[1:-1]:
+        ax.axhline(edge - 0.5, color=BLACK, linewidth=0.6)
+        ax.axvline(edge - 0.5, color=BLACK, linewidth=0.6)
+    middles = [(low + high - 1) / 2 for low, high in zip(edges, edges[1:], strict=False)]
+    shown = [types[edge] for edge in edges[:-1]]
+    ax.set_xticks(middles, shown, rotation=35, ha="right", rotation_mode="anchor")
+    ax.set_yticks(middles, shown)
+    ax.tick_params(length=0)
+    ax.set(title=title, xlabel="machine IDs, by type", ylabel="machine IDs, by type")
+    return ax

@@ -3,8 +3,9 @@
 ``recipe("tfstgram-osscl")`` gives the paper's values; ``replace(recipe, reduction=16)`` is a column of its Table VI.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from osscl_lite.features import FRONT_ENDS, MEL_SCALES, frames_of
 from osscl_lite.mobilefacenet import BOTTLENECKS
@@ -27,12 +28,41 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("flat_epochs", 0, 1),
     ("highest_hz", 100, 100_000),
 )
-OPTIONAL = ("reduction", "highest_hz")
-LATER = ("mel", "highest_hz", "bottlenecks", "head", "flat_epochs")  # fields that version 0.1.0 had not at first
+
+
+class Values:
+    """What the recipes of all systems have, frozen dataclasses with a name: checks, and their values as plain data."""
+
+    later: ClassVar[tuple[str, ...]] = ()  # fields that older files may lack; they get their defaults
+
+    def check(self, allowed: dict[str, Iterable[str | int]], ranges: Iterable[tuple[str, float, float]]) -> None:
+        """Raise a ValueError for a value that is none of the allowed ones, or out of its range (None is out of all)."""
+        for field, values in allowed.items():
+            if (value := getattr(self, field)) not in values:
+                raise ValueError(f"recipe {self.name}: {field} {value!r} is none of {', '.join(map(str, values))}")
+        for field, low, high in ranges:
+            value = getattr(self, field)
+            if value is None or not low <= value <= high:
+                raise ValueError(f"recipe {self.name}: {field} must lie from {low:g} to {high:g}, got {value}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild a recipe from ``to_dict``.
+
+        Raises:
+            ValueError: naming the fields that are missing or unknown.
+        """
+        known = {field.name for field in fields(cls)}
+        if odd := sorted(set(values) - known | known - set(cls.later) - set(values)):
+            raise ValueError(f"no {cls.__name__} of this version of osscl_lite: missing or unknown {', '.join(odd)}")
+        return cls(**values)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Values):
     """One row of the paper's tables at one size. Times are seconds, rates are per step, angles are radians."""
 
     name: str
@@ -74,49 +104,25 @@ class Recipe:
     holdout: float = 0.05  # fraction of the training clips, all normal, that chooses the epoch
     seed: int = 2024
 
+    later: ClassVar[tuple[str, ...]] = ("mel", "highest_hz", "bottlenecks", "head", "flat_epochs")
+
     def __post_init__(self) -> None:
-        for field, allowed in (
-            ("front_end", FRONT_ENDS),
-            ("input", ("waveform", "log_mel", "features")),
-            ("activation", ACTIVATIONS),
-            ("loss", ("osscl", "namix", "arcface", "supcon")),
-            ("head", ("perturbation", "projection")),
-            ("mel", MEL_SCALES),
-            ("bottlenecks", BOTTLENECKS),
-        ):
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"recipe {self.name}: {field} {getattr(self, field)!r} is none of {', '.join(allowed)}"
-                )
+        choices = dict(
+            front_end=FRONT_ENDS, input=("waveform", "log_mel", "features"), activation=ACTIVATIONS,
+            loss=("osscl", "namix", "arcface", "supcon"), head=("perturbation", "projection"), mel=MEL_SCALES,
+            bottlenecks=BOTTLENECKS,
+        )  # fmt: skip
+        absent = [field for field in ("reduction", "highest_hz") if getattr(self, field) is None]
+        self.check(choices, [limits for limits in RANGES if limits[0] not in absent])
         if self.input != "waveform" and self.front_end != "logmel":
             raise ValueError(
                 f"recipe {self.name}: {self.front_end} learns from waveforms, and precomputed features have none; "
                 "use a logmel recipe"
             )
-        for field, low, high in RANGES:
-            value = getattr(self, field)
-            if not (low <= value <= high if value is not None else field in OPTIONAL):
-                raise ValueError(f"recipe {self.name}: {field} must lie from {low:g} to {high:g}, got {value}")
         if self.highest_hz is not None and (self.front_end != "logmel" or self.input == "features"):
             raise ValueError(f"recipe {self.name}: highest_hz cuts Log-Mel bands, this one has others")
         if self.input == "waveform":  # the picture's width follows from the clip's length
             object.__setattr__(self, "frames", frames_of(round(self.seconds * self.sample_rate), self.hop))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
-        """Rebuild a recipe from ``to_dict``; what an older version did not know yet has its default.
-
-        Raises:
-            ValueError: naming the fields that are missing or unknown.
-        """
-        known = {field.name for field in fields(cls)}
-        needed = {field.name for field in fields(cls) if field.name not in LATER}
-        if odd := sorted(set(values) - known | needed - set(values)):
-            raise ValueError(f"not a recipe of this version of osscl_lite: missing or unknown {', '.join(odd)}")
-        return cls(**values)
 
 
 # A size says how long, how wide and how often, for every row alike.

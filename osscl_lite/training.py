@@ -71,7 +71,7 @@ def fit(
     machines = machine_names(clips)
     if len(machines) < 2:
         raise BadInput(f"training tells machine IDs apart and needs two or more; found {', '.join(machines) or 'none'}")
-    recipe, out = _fit_input(recipe, clips), None if out is None else Path(out)
+    recipe, out = fit_input(recipe, clips), None if out is None else Path(out)
     with kept_memory(), joined(device) as team:
         run = Run(recipe, clips, machines, device, out, team, start, watch)
         with tqdm(
@@ -466,8 +466,8 @@ class Run:
         return model
 
 
-def _fit_input(recipe: Recipe, clips: pd.DataFrame) -> Recipe:
-    """The recipe, with input, bands and frames set from precomputed features where the clips are such."""
+def fit_input(recipe: Recipe, clips: pd.DataFrame) -> Recipe:
+    """The recipe with input, bands and frames set from precomputed features where the clips are such."""
     if not clips["path"].iloc[0].endswith(".npz"):
         return recipe
     features, kind = load_features(clips.iloc[:1])

@@ -46,7 +46,7 @@ def epoch(name, features, tree, team=None, frozen=True):
     clips = clips[clips["split"] == "train"].reset_index(drop=True)
     reduction = {"reduction": None} if "arcface" in name else {}
     recipe = ol.replace(ol.recipe(name, "tiny"), batch_size=BATCH[name], learning_rate=1e-6, **SMALL | reduction)
-    run = Run(training._fit_input(recipe, clips), clips, training.machine_names(clips), CPU, None, team)
+    run = Run(training.fit_input(recipe, clips), clips, training.machine_names(clips), CPU, None, team)
     if frozen:
         freeze(run)
     return gradients(run)

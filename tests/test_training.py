@@ -33,7 +33,7 @@ def train(recipe, clips, out=None):
 
 def one_run(recipe, clips):
     clips = clips[clips["split"] == "train"].reset_index(drop=True)
-    recipe = training._fit_input(recipe, clips)
+    recipe = training.fit_input(recipe, clips)
     return Run(recipe, clips, training.machine_names(clips), torch.device("cpu"), None)
 
 

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +42,7 @@ from osscl_lite.errors import BadInput
 from osscl_lite.files import read_tensors, write_tensors, write_whole
 from osscl_lite.losses import arcface_logits
 from osscl_lite.perturbation import unit_sphere
+from osscl_lite.recipe import Values
 from osscl_lite.training import CHECKPOINT, LOG, pick_device
 
 WEIGHTS = "OSSCL_LITE_WEIGHTS"  # environment variable: a folder with folders named ast, wavlm, beats, atst
@@ -64,7 +65,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class AnoPatchRecipe:
+class AnoPatchRecipe(Values):
     """AnoPatch over one transformer. Times are seconds, rates are per step, angles are radians."""
 
     name: str
@@ -88,26 +89,7 @@ class AnoPatchRecipe:
     seed: int = 2024
 
     def __post_init__(self) -> None:
-        for field, allowed in (("backbone", tuple(SOURCES)), ("input", ("waveform",)), ("sample_rate", (SAMPLE_RATE,))):
-            if (value := getattr(self, field)) not in allowed:
-                raise ValueError(f"recipe {self.name}: {field} {value!r} is none of {', '.join(map(str, allowed))}")
-        for field, low, high in RANGES:
-            if not low <= (value := getattr(self, field)) <= high:
-                raise ValueError(f"recipe {self.name}: {field} must lie from {low:g} to {high:g}, got {value}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Rebuild a recipe from ``to_dict``.
-
-        Raises:
-            ValueError: naming the fields that are missing or unknown.
-        """
-        if odd := sorted({field.name for field in fields(cls)} ^ set(values)):
-            raise ValueError(f"no {cls.__name__} of this version of osscl_lite: missing or unknown {', '.join(odd)}")
-        return cls(**values)
+        self.check(dict(backbone=SOURCES, input=("waveform",), sample_rate=(SAMPLE_RATE,)), RANGES)
 
 
 def recipe(size: str = "paper", backbone: str = "beats") -> AnoPatchRecipe:

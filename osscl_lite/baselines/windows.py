@@ -7,7 +7,7 @@ share stands here: cutting clips into windows, one training loop, the mean over 
 import json
 import re
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,7 +24,8 @@ from osscl_lite.detector import Scorer, Standardise, check_format, read_inputs
 from osscl_lite.errors import BadInput
 from osscl_lite.features import LogMel, frames_of
 from osscl_lite.files import read_tensors, write_tensors
-from osscl_lite.training import _fit_input, pick_device
+from osscl_lite.recipe import Values
+from osscl_lite.training import fit_input, pick_device
 
 BASELINE = "baseline.safetensors"
 RANGES = (
@@ -40,7 +41,7 @@ RANGES = (
 
 
 @dataclass(frozen=True)
-class WindowRecipe:
+class WindowRecipe(Values):
     """What every such system is told; each adds its own. Times are seconds, windows are counted in frames."""
 
     name: str
@@ -60,28 +61,10 @@ class WindowRecipe:
     seed: int = 2024
 
     def __post_init__(self) -> None:
-        if self.input not in ("waveform", "log_mel", "features"):
-            raise ValueError(f"recipe {self.name}: input {self.input!r} is none of waveform, log_mel, features")
-        for field, low, high in RANGES:
-            if not low <= (value := getattr(self, field)) <= high:
-                raise ValueError(f"recipe {self.name}: {field} must lie from {low:g} to {high:g}, got {value}")
+        self.check(dict(input=("waveform", "log_mel", "features")), RANGES)
         if self.input == "waveform":
             object.__setattr__(self, "frames", frames_of(round(self.seconds * self.sample_rate), self.hop))
         object.__setattr__(self, "context", min(self.context, self.frames))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Rebuild a recipe from ``to_dict``.
-
-        Raises:
-            ValueError: naming the fields that are missing or unknown.
-        """
-        if odd := sorted({field.name for field in fields(cls)} ^ set(values)):
-            raise ValueError(f"no {cls.__name__} of this version of osscl_lite: missing or unknown {', '.join(odd)}")
-        return cls(**values)
 
 
 class Network(nn.Module):
@@ -241,7 +224,7 @@ def fit_windows(
     for kind in clips["machine_type"].unique():
         if not re.fullmatch(r"[\w-]+", kind):
             raise BadInput(f"machine type {kind!r}: its weights go by its name; use letters, digits, _ and - only")
-    recipe, machines = _fit_input(recipe, clips), machine_names(clips)
+    recipe, machines = fit_input(recipe, clips), machine_names(clips)
     identity = dict(recipe=recipe.to_dict(), machines=machines, clips=fingerprint(clips))
     inputs, model = read_inputs(recipe, clips), Windowed(recipe, machines, network)
     labels = model.machine_labels(clips)

@@ -37,8 +37,7 @@ def measure(root: Path, seeds: int) -> dict[str, Any]:
     clips = features_table(root)
     if "background" not in clips or clips["background"].is_unique:
         raise BadInput(f"{root / 'clips.csv'}: names no backgrounds that clips share, so nothing can leak by them")
-    pictures, _ = load_features(clips)  # (N, bands, frames)
-    means = pictures.mean(2)
+    means = (pictures := load_features(clips)[0]).mean(2)  # (N, bands), (N, bands, frames)
     looks = {"whole spectrogram": pictures, LESS: pictures - means[:, :, None], "mean spectrum": means}
     alike = {name: closeness(values.reshape(len(clips), -1)) for name, values in looks.items()}
     splits = [score(clips, means, alike[LESS], split="as given", seed=0)]

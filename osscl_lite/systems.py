@@ -21,7 +21,7 @@ class System:
     Attributes:
         name: of its recipe and of its records.
         recipe: size -> the recipe, plain data.
-        fit: as ``osscl_lite.fit``: (recipe, clips, *, device, out, progress) -> a model with ``score_clips``.
+        fit: as ``osscl_lite.fit``: ``(recipe, clips, *, device, out, progress)``, returns a model with ``score_clips``.
         listens: whether it needs sound, and cannot learn from precomputed features.
     """
 

@@ -1,7 +1,7 @@
 """Glow_Aff: a normalising flow a machine ID, taught by the other IDs of its type. Dohi et al., ICASSP 2021. Chapter 9.
 
 A flow maps a window x to values z of the same number through invertible steps, and so gives its density: log p(x) =
-log N(z; 0, 1) + log |det dz/dx|. Each step of Glow (Kingma and Dhariwal 2018) is an actnorm, an invertible 1x1
+log N(z; 0, 1) + log abs det dz/dx. Each step of Glow (Kingma and Dhariwal 2018) is an actnorm, an invertible 1x1
 convolution and an affine coupling; a level begins with a squeeze (2 x 2 values become 4 channels) and ends with a split
 (half of the channels go to z at once). The blocks are those of the library normflows.
 

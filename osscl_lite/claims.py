@@ -5,12 +5,13 @@ against per-ID averages, the ways of scoring, the choice of the epoch, the scatt
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from osscl_lite.bootstrap import draw_weights, machine_draws, over_types, paired_interval
+from osscl_lite.bootstrap import over_types, paired_interval
 from osscl_lite.errors import BadInput
 from osscl_lite.record import PAPER_SCORE
 from osscl_lite.tables import (
@@ -119,7 +120,7 @@ def differences(records: Records, table: int, method: str = PAPER_SCORE) -> pd.D
     Raises:
         BadInput: if two records of one seed were tested on different clips.
     """
-    rows, seen, draws = [], set(), _Draws(method)
+    rows, seen = [], set()
     for claim in CLAIMS:
         if claim.table != table:
             continue
@@ -131,7 +132,7 @@ def differences(records: Records, table: int, method: str = PAPER_SCORE) -> pd.D
             seen.add(key)
             row = dict(table=table, sentence=claim.sentence, first=first, second=second, column=column)
             row |= dict(stated=claim.stated.get(column, np.nan), printed=printed_difference(claim, column))
-            values = [] if gap else [tuple(draws.values(run, table, column) for run in pair) for pair in pairs]
+            values = [] if gap else [tuple(_values(run, table, column, method) for run in pair) for pair in pairs]
             if any(value is None for pair in values for value in pair):
                 values, why = [], "no labelled test clips for this column"
             else:
@@ -178,30 +179,35 @@ def record_name(run: Run) -> str:
     return run.result["scores"]["file"].replace(".npz", ".json")
 
 
-class _Draws:
-    """The bootstrapped measures of runs, each computed once; runs on the same clips share their draws."""
+def _values(run: Run, table: int, column: str, method: str) -> np.ndarray | None:
+    """A number of a table in each draw of the test clips, (1 + draws,); None without labelled clips."""
+    kind, measure = measure_of(table, column)
+    parts = [over_types(run.draws(method, part), measure, kind) for part in PARTS.get(column, ("development",))]
+    return None if any(part is None for part in parts) else np.mean(parts, axis=0)
 
-    def __init__(self, method: str) -> None:
-        self.method = method
-        self._weights: dict[tuple[str, str], np.ndarray] = {}
-        self._machines: dict[tuple[int, str], dict[str, np.ndarray]] = {}
 
-    def values(self, run: Run, table: int, column: str) -> np.ndarray | None:
-        kind, measure = measure_of(table, column)
-        parts = [over_types(self._of(run, part), measure, kind) for part in PARTS.get(column, ("development",))]
-        return None if any(part is None for part in parts) else np.mean(parts, axis=0)
+def compare(
+    records: Records, one: str, other: str, measure: str = "AUC", method: str = PAPER_SCORE, band: str = ""
+) -> dict[str, Any] | None:
+    """Any two systems on all labelled test clips, paired by seed and by draws of the clips.
 
-    def _of(self, run: Run, part: str) -> dict[str, np.ndarray]:
-        key = (id(run), part)
-        if key not in self._machines:
-            run.table(self.method, part)  # refuses a record that was edited
-            rows = run.scores.clips["dataset"].eq(part).to_numpy()
-            clips = run.scores.clips[rows].reset_index(drop=True)
-            shared = (run.result["fingerprint"], part)
-            if shared not in self._weights:
-                self._weights[shared] = draw_weights(clips, " ".join(shared))
-            self._machines[key] = machine_draws(clips, run.scores.methods[self.method][rows], self._weights[shared])
-        return self._machines[key]
+    Args:
+        records: of one data set; ``one``, ``other``: systems as in the names of records.
+        measure: "AUC", "pAUC", "mAUC" or "mean", per-ID means averaged over types.
+        method: of scoring; ``band``: of the faults, only those of this band (the hall has bands).
+
+    Returns:
+        difference (one minus other), low, high (95 % over draws), sd (over seeds; NaN for one), seeds, and the values
+        of ``one`` and ``other`` by seed. Percent and points. None if no seed was recorded of both.
+    """
+    pairs, _ = _pairs(records, one, other, method)
+    if not pairs:
+        return None
+    drawn = [
+        [100 * over_types(run.draws(method, "all", band), measure) for run in side] for side in zip(*pairs, strict=True)
+    ]
+    found = dict(zip(("difference", "low", "high", "sd"), paired_interval(*drawn), strict=True))
+    return found | dict(seeds=len(pairs), one=[each[0] for each in drawn[0]], other=[each[0] for each in drawn[1]])
 
 
 def differences_text(records: Records, table: int) -> str:
@@ -322,16 +328,8 @@ def epoch_choice(records: Records, system: str) -> pd.DataFrame:
     """
     rows = []
     for run in records.runs(system):
-        if run.scores.epochs is None:
-            raise BadInput(f"{record_name(run)}: keeps no scores of its epochs; only detectors have them")
-        part = run.scores.clips["dataset"].eq("development").to_numpy()
-        clips = run.scores.clips[part].reset_index(drop=True)
-        ones = np.ones((1, len(clips)), np.uint8)
-        values = []
-        for scores in run.scores.epochs[:, part].astype(np.float32):
-            drawn = machine_draws(clips, scores, ones)
-            values.append([100 * over_types(drawn, measure)[0] for measure in ("AUC", "pAUC")])
-        best = int(np.argmax(np.sum(values, axis=1))) + 1
+        values = run.by_epoch(run.rows("development"))
+        best = int(np.argmax(values.sum(1))) + 1
         choices = {"normal clips": run.result["chosen"], "test clips": best, "last epoch": len(values)}
         for choice, epoch in choices.items():
             rows.append((run.result["seed"], choice, epoch, *values[epoch - 1]))

@@ -51,6 +51,21 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, about
 
 
+def check_identity(path: Path, about: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another run.
+
+    Args:
+        path: the file; ``about``: its description, which holds an identity.
+        identity: this run's, plain data by name.
+
+    Raises:
+        BadInput: in one line, naming what differs.
+    """
+    found, wanted = about.get("identity") or {}, json.loads(json.dumps(identity))
+    if different := [key for key in wanted if found.get(key) != wanted[key]]:
+        raise BadInput(f"{path}: from a run with another {', '.join(different)}; give another folder, or delete it")
+
+
 def check_kind(path: Path, about: dict[str, Any], kind: str) -> None:
     """Refuse a file whose description calls itself something else.
 

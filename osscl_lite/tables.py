@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from osscl_lite.bootstrap import draw_weights, machine_draws, over_types
 from osscl_lite.errors import BadInput
 from osscl_lite.metrics import evaluate
 from osscl_lite.record import METHODS, PAPER_SCORE, RESULTS, read_results, read_scores, rows_of
@@ -124,6 +125,7 @@ class Run:
         self.scores = read_scores(self.result, self.folder)
         self._tables: dict[tuple[str, str], pd.DataFrame | None] = {}
         self._averages: dict[tuple[str, str], dict[tuple[str, str], pd.Series]] = {}
+        self._draws: dict[tuple[str, str, str], dict[str, np.ndarray]] = {}
 
     def table(self, method: str = PAPER_SCORE, part: str = "development") -> pd.DataFrame | None:
         """``evaluate`` on the test clips of one part, "development" or "evaluation"; None without a labelled clip.
@@ -133,8 +135,7 @@ class Run:
         """
         if (method, part) not in self._tables:
             self._check(method)
-            rows = self.scores.clips["dataset"].eq(part).to_numpy()
-            self._tables[method, part] = self._evaluate(method, rows)
+            self._tables[method, part] = self._evaluate(method, self.rows(part))
         return self._tables[method, part]
 
     def averages(self, method: str, part: str) -> dict[tuple[str, str], pd.Series]:
@@ -144,6 +145,47 @@ class Run:
             rows = {} if table is None else table[table["machine_id"].eq("all")].iterrows()
             self._averages[method, part] = {(row["machine_type"], row["average"]): row for _, row in dict(rows).items()}
         return self._averages[method, part]
+
+    def rows(self, part: str, band: str = "") -> np.ndarray:
+        """Which test clips are of a part, "development", "evaluation" or "all"; of faults only a ``band``'s: (N,)."""
+        clips = self.scores.clips
+        chosen = clips["dataset"].eq(part) | (part == "all")
+        return (chosen & (clips["label"].eq("normal") | clips["band"].eq(band)) if band else chosen).to_numpy()
+
+    def draws(self, method: str = PAPER_SCORE, part: str = "development", band: str = "") -> dict[str, np.ndarray]:
+        """AUC and pAUC of each machine ID in each draw of the clips, which runs on the same clips share.
+
+        Args:
+            method, part, band: as for ``table`` and ``rows``.
+
+        Returns:
+            As ``bootstrap.machine_draws``: "fan/id_00" -> (2, 1 + draws), the first of them the clips as they are.
+
+        Raises:
+            BadInput: as ``table``.
+        """
+        key = (method, part, band)
+        if key not in self._draws:
+            self._check(method)
+            rows = self.rows(part, band)
+            clips = self.scores.clips[rows].reset_index(drop=True)
+            weights = draw_weights(clips, " ".join([self.result["fingerprint"], part, band]).strip())
+            self._draws[key] = machine_draws(clips, self.scores.methods[method][rows], weights)
+        return self._draws[key]
+
+    def by_epoch(self, rows: np.ndarray) -> np.ndarray:
+        """AUC and pAUC after each epoch on some test clips, (N,) bool: (E, 2), percent, means of the IDs, then types.
+
+        Raises:
+            BadInput: if the run kept no scores of its epochs.
+        """
+        if self.scores.epochs is None:
+            name = Path(self.result["scores"]["file"]).with_suffix(".json")
+            raise BadInput(f"{self.folder / name}: keeps no scores of its epochs; only detectors have them")
+        clips = self.scores.clips[rows].reset_index(drop=True)
+        once = np.ones((1, len(clips)), np.uint8)
+        drawn = [machine_draws(clips, scores, once) for scores in self.scores.epochs[:, rows].astype(np.float32)]
+        return np.array([[100 * over_types(each, measure)[0] for measure in ("AUC", "pAUC")] for each in drawn])
 
     def _evaluate(self, method: str, rows: np.ndarray) -> pd.DataFrame | None:
         clips, scores = self.scores.clips[rows], self.scores.methods[method][rows]

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from osscl_lite import plots, widgets
+from osscl_lite import explorers, plots, widgets
 
 RATE = 16_000
 TIME = np.arange(RATE // 2) / RATE
@@ -51,7 +51,7 @@ def test_ogg_keeps_the_sound_and_its_length():
 
 
 def test_int16_and_float_are_the_same_sound():
-    assert np.array_equal(widgets._float((LOW * 32768).astype(np.int16)), np.trunc(LOW * 32768) / 32768)
+    assert np.array_equal(widgets.to_float((LOW * 32768).astype(np.int16)), np.trunc(LOW * 32768) / 32768)
 
 
 @pytest.mark.parametrize("bad", [np.zeros((2, 10)), np.zeros(0), np.array([0.0, np.nan])])
@@ -69,7 +69,7 @@ def test_webp_is_a_picture_and_closes_its_figure():
 def test_players_share_one_gain_and_say_it():
     fragment = widgets.players([("low", LOW), ("high", HIGH)]).data
     assert "All played +24 dB against the recording, alike" in fragment  # 0.8 / 0.05 = 16
-    waveforms, gain = widgets._louder([LOW, HIGH])
+    waveforms, gain = widgets.amplified([LOW, HIGH])
     assert np.abs(waveforms[1]).max() == pytest.approx(widgets.PEAK)
     assert np.abs(waveforms[0]).max() / np.abs(waveforms[1]).max() == pytest.approx(0.2, rel=0.01)
     assert gain == pytest.approx(20 * np.log10(16), abs=0.01)
@@ -118,7 +118,7 @@ def test_frame_player_refuses_what_does_not_fit(wrong):
 
 
 def test_mixup_frames_mix_as_the_recipe_does():
-    frames = widgets.mixup_frames(LOW, HIGH, [0.0, 0.5, 1.0], short_log_mel, ("low", "high"))
+    frames = explorers.mixup_frames(LOW, HIGH, [0.0, 0.5, 1.0], short_log_mel, ("low", "high"))
     assert [len(part) for part in frames.values()] == [3, 3, 3, 3] and len(set(frames["frames"])) == 3
     first, _ = soundfile.read(io.BytesIO(frames["sounds"][0]))
     last, _ = soundfile.read(io.BytesIO(frames["sounds"][2]))
@@ -130,7 +130,7 @@ def test_mixup_frames_mix_as_the_recipe_does():
 
 
 def test_mixup_explorer_follows_its_slider():
-    box = widgets.mixup_explorer(LOW, HIGH, short_log_mel)
+    box = explorers.mixup_explorer(LOW, HIGH, short_log_mel)
     slider, shown = box.children
     before = shown.value
     slider.value = 0.25
@@ -138,7 +138,7 @@ def test_mixup_explorer_follows_its_slider():
 
 
 def test_reduction_frames_tell_the_auc():
-    frames = widgets.reduction_frames({None: scored(0, 4.0), 4: scored(1, 0.0)})
+    frames = explorers.reduction_frames({None: scored(0, 4.0), 4: scored(1, 0.0)})
     assert frames["labels"] == ["no head", "4"]
     assert "mean per-ID AUC 1.00" in frames["alts"][0]
     assert re.search(r"R = 4: mean per-ID AUC 0\.[3-6]", frames["alts"][1])
@@ -153,7 +153,7 @@ def test_reduction_explorer_runs_once_a_press_and_says_what_failed():
             raise RuntimeError("training failed")
         return plots.waveform(LOW).figure
 
-    row, said, shown = widgets.reduction_explorer(evaluate, start=8).children
+    row, said, shown = explorers.reduction_explorer(evaluate, start=8).children
     slider, button = row.children
     button.click()
     assert asked == [8] and said.value == "R = 8" and shown.value

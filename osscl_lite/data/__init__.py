@@ -6,13 +6,23 @@ import pandas as pd
 
 from osscl_lite.data.dcase import MACHINES, dcase_table, machine_names
 from osscl_lite.data.precomputed import features_table, load_features
-from osscl_lite.data.waveforms import SAMPLE_RATE, fingerprint, load_waveforms, read_wav, take, to_float
+from osscl_lite.data.waveforms import (
+    SAMPLE_RATE,
+    fingerprint,
+    hall_version,
+    load_waveforms,
+    read_wav,
+    take,
+    to_float,
+    training_clips,
+)
 from osscl_lite.errors import BadInput
 
 __all__ = [
     "MACHINES",
     "SAMPLE_RATE",
     "fingerprint",
+    "hall_version",
     "load_clips",
     "load_features",
     "load_waveforms",
@@ -20,6 +30,7 @@ __all__ = [
     "read_wav",
     "take",
     "to_float",
+    "training_clips",
 ]
 
 

@@ -18,7 +18,7 @@ LEVEL = 0.95
 
 
 def draw_weights(clips: pd.DataFrame, key: str, draws: int = DRAWS) -> np.ndarray:
-    """How often each clip is in each draw.
+    """How often each clip is in each draw. Explained in chapter 9.
 
     Args:
         clips: N test clips with machine_type, machine_id, label, and where the source has it background (negative:
@@ -53,7 +53,7 @@ def draw_weights(clips: pd.DataFrame, key: str, draws: int = DRAWS) -> np.ndarra
 def resampled_auc(
     anomalous: np.ndarray, scores: np.ndarray, weights: np.ndarray, max_fpr: float = MAX_FPR
 ) -> tuple[np.ndarray, np.ndarray]:
-    """AUC and standardised pAUC (McClish 1989) of many draws of the same clips.
+    """AUC and standardised pAUC (McClish 1989) of many draws of the same clips. Explained in chapter 9.
 
     Args:
         anomalous: (N,) bool, both kinds present; ``scores``: (N,), higher is more anomalous.
@@ -62,25 +62,27 @@ def resampled_auc(
 
     Returns:
         (D,) AUC and (D,) pAUC, each between 0 and 1, as ``metrics.auc`` and ``metrics.pauc`` give for the repeated
-        clips; pAUC differs where an anomalous and a normal clip with exactly one score lie at ``max_fpr``.
+        clips.
     """
     down = np.argsort(-scores[~anomalous], kind="stable")
-    normal = scores[~anomalous][down]
-    high = scores[anomalous][:, None]
-    # The curve above each normal clip: its height is the share of anomalous clips that score higher.
-    wins = (high > normal).astype(np.float32) + np.float32(0.5) * (high == normal)
+    levels, first = np.unique(-scores[~anomalous][down], return_index=True)  # equal scores are one step of the curve
+    high = -scores[anomalous][:, None]
     of_anomalous = weights[:, anomalous].astype(np.float32)
-    of_normal = weights[:, ~anomalous][:, down].astype(np.float64)
-    height = (of_anomalous @ wins) / of_anomalous.sum(1, keepdims=True)
+    of_normal = np.add.reduceat(weights[:, ~anomalous][:, down], first, axis=1, dtype=np.float64)
+    # Along each step the curve goes straight, from the share of anomalous clips that score higher up by those as high.
+    start = (of_anomalous @ (high < levels).astype(np.float32)) / of_anomalous.sum(1, keepdims=True)
+    rise = (of_anomalous @ (high == levels).astype(np.float32)) / of_anomalous.sum(1, keepdims=True)
     width = of_normal / of_normal.sum(1, keepdims=True)
-    left_of_limit = np.clip(max_fpr - (np.cumsum(width, axis=1) - width), 0, width)
+    left = np.clip(max_fpr - (np.cumsum(width, axis=1) - width), 0, width)  # of each step, left of the limit
+    bend = np.divide(left**2, 2 * width, out=np.zeros_like(width), where=width > 0)
     lowest = max_fpr**2 / 2
-    partial = (height * left_of_limit).sum(1)
-    return (height * width).sum(1), (1 + (partial - lowest) / (max_fpr - lowest)) / 2
+    partial = (start * left + rise * bend).sum(1)
+    return ((start + rise / 2) * width).sum(1), (1 + (partial - lowest) / (max_fpr - lowest)) / 2
 
 
 def machine_draws(clips: pd.DataFrame, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """AUC and pAUC of each machine ID in each draw; machine IDs without both kinds of clips are left out.
+    """AUC and pAUC of each machine ID in each draw; machine IDs without both kinds of clips are left out. Explained in
+    chapter 9.
 
     Args:
         clips: N test clips; ``scores``: (N,); ``weights``: (D, N) of ``draw_weights``.
@@ -100,7 +102,7 @@ def machine_draws(clips: pd.DataFrame, scores: np.ndarray, weights: np.ndarray) 
 
 
 def over_types(drawn: dict[str, np.ndarray], measure: str, machine_type: str = "all") -> np.ndarray | None:
-    """A measure of the tables from the draws of machine IDs.
+    """A measure of the tables from the draws of machine IDs. Explained in chapter 9.
 
     Args:
         drawn: of ``machine_draws``.
@@ -127,7 +129,8 @@ def over_types(drawn: dict[str, np.ndarray], measure: str, machine_type: str = "
 def paired_interval(
     first: Sequence[np.ndarray], second: Sequence[np.ndarray], level: float = LEVEL
 ) -> tuple[float, float, float, float]:
-    """Difference of two systems, its interval over draws of the clips, and its scatter over seeds.
+    """Difference of two systems, its interval over draws of the clips, and its scatter over seeds. Explained in
+    chapters 8 and 9.
 
     Args:
         first, second: for each seed the same measure in each draw, (D,), draw 0 the clips as they are; place by place

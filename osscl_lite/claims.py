@@ -15,7 +15,6 @@ from osscl_lite.bootstrap import over_types, paired_interval
 from osscl_lite.errors import BadInput
 from osscl_lite.record import PAPER_SCORE
 from osscl_lite.tables import (
-    BY_SYSTEM,
     HERE,
     NEIGHBOUR,
     PARTS,
@@ -24,6 +23,7 @@ from osscl_lite.tables import (
     TYPES,
     Records,
     Run,
+    by_system,
     cell,
     measure_of,
     numbers,
@@ -96,12 +96,13 @@ CLAIMS = (
 
 def printed_difference(claim: Claim, column: str) -> float:
     """``first`` minus ``second`` as printed, in points."""
-    shown = numbers(claim.table) if claim.table in BY_SYSTEM else numbers(claim.table).T
+    shown = by_system(claim.table)
     return float(shown.loc[claim.first, column] - shown.loc[claim.second, column])
 
 
 def differences(records: Records, table: int, method: str = PAPER_SCORE) -> pd.DataFrame:
     """The differences that the paper draws conclusions from, printed and measured, with paired bootstrap intervals.
+    Explained in chapter 9.
 
     Averages are over machine IDs, then types; nothing is pooled. The intervals say how far the choice of test clips
     could move the difference between these very trainings (``osscl_lite.bootstrap``); ``sd`` says how far seeds do.
@@ -169,14 +170,9 @@ def _pairs(records: Records, one: str, other: str, method: str) -> tuple[list[tu
         columns = ["machine_type", "machine_id", "label", "dataset"]
         same = first.scores.clips[columns].equals(second.scores.clips[columns])
         if first.result["fingerprint"] != second.result["fingerprint"] or not same:
-            names = [record_name(run) for run in (first, second)]
-            raise BadInput(f"{names[0]} and {names[1]}: tested on different clips; run the older one again")
+            names = f"{first.path.name} and {second.path.name}"
+            raise BadInput(f"{names}: tested on different clips; run the older one again")
     return pairs, ""
-
-
-def record_name(run: Run) -> str:
-    """The file of a run's record."""
-    return run.result["scores"]["file"].replace(".npz", ".json")
 
 
 def _values(run: Run, table: int, column: str, method: str) -> np.ndarray | None:
@@ -189,7 +185,7 @@ def _values(run: Run, table: int, column: str, method: str) -> np.ndarray | None
 def compare(
     records: Records, one: str, other: str, measure: str = "AUC", method: str = PAPER_SCORE, band: str = ""
 ) -> dict[str, Any] | None:
-    """Any two systems on all labelled test clips, paired by seed and by draws of the clips.
+    """Any two systems on all labelled test clips, paired by seed and by draws of the clips. Explained in chapter 9.
 
     Args:
         records: of one data set; ``one``, ``other``: systems as in the names of records.
@@ -198,23 +194,26 @@ def compare(
 
     Returns:
         difference (one minus other), low, high (95 % over draws), sd (over seeds; NaN for one), seeds, and the values
-        of ``one`` and ``other`` by seed. Percent and points. None if no seed was recorded of both.
+        of ``one`` and ``other`` by seed. Percent and points. None if there is no seed of both, no score of both by
+        the method, or no labelled clip.
+
+    Raises:
+        BadInput: if two records of one seed were tested on different clips, or no fault is of that band.
     """
     pairs, _ = _pairs(records, one, other, method)
-    if not pairs:
+    drawn = [[over_types(run.draws(method, "all", band), measure) for run in pair] for pair in pairs]
+    if not pairs or any(values is None for pair in drawn for values in pair):
         return None
-    drawn = [
-        [100 * over_types(run.draws(method, "all", band), measure) for run in side] for side in zip(*pairs, strict=True)
-    ]
-    found = dict(zip(("difference", "low", "high", "sd"), paired_interval(*drawn), strict=True))
-    return found | dict(seeds=len(pairs), one=[each[0] for each in drawn[0]], other=[each[0] for each in drawn[1]])
+    first, second = 100 * np.swapaxes(drawn, 0, 1)  # (seeds, 1 + draws) each
+    found = dict(zip(("difference", "low", "high", "sd"), paired_interval(first, second), strict=True))
+    return found | dict(seeds=len(pairs), one=first[:, 0].tolist(), other=second[:, 0].tolist())
 
 
 def differences_text(records: Records, table: int) -> str:
     """``differences`` as text, sentence by sentence; on features also by 1-NN."""
     lines = [f"What the paper concludes from Table {TABLES[table]}: differences in points, per-ID means, measured with"
              " [95 % interval over draws of the test clips] and standard deviation over seeds"]  # fmt: skip
-    for method in (PAPER_SCORE, *([NEIGHBOUR] if records.source == "features" else [])):
+    for method in records.methods:
         if method == NEIGHBOUR:
             lines.append(f"The same by {NEIGHBOUR}:")
         for sentence, part in differences(records, table, method).groupby("sentence", sort=False):
@@ -232,7 +231,7 @@ def differences_text(records: Records, table: int) -> str:
 
 
 def audit(table: int) -> pd.DataFrame:
-    """The averages that a table prints, computed again from the numbers that it prints.
+    """The averages that a table prints, computed again from the numbers that it prints. Explained in chapter 9.
 
     II, III, IV and VI: means over the six machine types. V: ``all_mean`` from the two sets, and for the rows that
     Table II has too the development mean from its averages.
@@ -251,7 +250,7 @@ def audit(table: int) -> pd.DataFrame:
         second = numbers(2)
         for label, values in shown.iterrows():
             if label in second.index:
-                again = second.loc[label, ["Average AUC", "Average pAUC"]].mean()
+                again = second.loc[label, list(_BOTH)].mean()
                 rows.append((label, "development_mean", values["development_mean"], again))
             rows.append((label, "all_mean", values["all_mean"], values[["development_mean", "evaluation_mean"]].mean()))
     else:
@@ -267,6 +266,7 @@ def audit(table: int) -> pd.DataFrame:
 
 def pooled_against_mean(records: Records, systems: list[str], method: str = PAPER_SCORE) -> pd.DataFrame:
     """One ROC curve for all IDs of a type against the mean over IDs, of the same scores, development test clips.
+    Explained in chapter 9.
 
     Returns:
         Columns system, machine_type ("all" last), measure ("AUC", "pAUC"), mean, pooled, difference (pooled less mean),
@@ -274,11 +274,11 @@ def pooled_against_mean(records: Records, systems: list[str], method: str = PAPE
     """
     rows = []
     for system in systems:
-        tables = [run.table(method) for run in records.runs(system)]
-        tables = [table for table in tables if table is not None]
-        for kind in tables[0]["machine_type"].unique() if tables else ():
+        runs = [averages for run in records.runs(system) if (averages := run.averages(method, "development"))]
+        for kind in dict.fromkeys(kind for kind, _ in runs[0]) if runs else ():
             for measure in ("AUC", "pAUC"):
-                both = np.array([_both(table, kind, measure.lower()) for table in tables])  # (seeds, 2)
+                pairs = [[run[kind, average][measure.lower()] for average in ("mean", "pooled")] for run in runs]
+                both = 100 * np.array(pairs)  # (seeds, 2)
                 gap = both[:, 1] - both[:, 0]
                 sd = gap.std(ddof=1) if len(gap) > 1 else np.nan
                 rows.append((system, kind, measure, *both.mean(0), gap.mean(), sd, len(gap)))
@@ -286,16 +286,12 @@ def pooled_against_mean(records: Records, systems: list[str], method: str = PAPE
     return pd.DataFrame(rows, columns=columns)
 
 
-def _both(table: pd.DataFrame, kind: str, measure: str) -> list[float]:
-    rows = table[table["machine_type"].eq(kind) & table["machine_id"].eq("all")].set_index("average")
-    return [100 * rows.loc[average, measure] for average in ("mean", "pooled")]
-
-
 _AVERAGES = {"AUC": (2, "Average AUC"), "pAUC": (2, "Average pAUC"), "mAUC": (4, "Average")}
 
 
 def by_method(records: Records, systems: list[str]) -> pd.DataFrame:
-    """Every way of scoring the same detectors: average over types of per-ID means, development test clips.
+    """Every way of scoring the same detectors: average over types of per-ID means, development test clips. Explained in
+    chapter 9.
 
     Returns:
         Columns system, method, measure ("AUC", "pAUC", "mAUC"), value, sd, seeds, and gain, gain_sd: over the paper's
@@ -316,6 +312,7 @@ def by_method(records: Records, systems: list[str]) -> pd.DataFrame:
 
 def epoch_choice(records: Records, system: str) -> pd.DataFrame:
     """What looking at the test clips would have gained, from one run: its epoch was chosen by held-out normal clips.
+    Explained in chapter 9.
 
     Against it stands the epoch with the highest AUC + pAUC on the development test clips, as CLP-SCF's program chooses.
     All values come from the scores kept after each epoch, which are coarser than those of the tables.
@@ -338,6 +335,7 @@ def epoch_choice(records: Records, system: str) -> pd.DataFrame:
 
 def seed_noise(records: Records, level: float = 0.95) -> pd.DataFrame:
     """Which printed differences are no larger than those between two trainings that differ in nothing but the seed.
+    Explained in chapter 9.
 
     The standard deviation over seeds is pooled over the systems of the table that have at least two seeds (per-ID
     means; on the generated hall a seed draws the clips too). Two single runs of one system then differ by less than

@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from osscl_lite.cpu import kept_memory
 from osscl_lite.data import load_features, load_waveforms, take
+from osscl_lite.data.waveforms import hall_versions
 from osscl_lite.errors import BadInput
 from osscl_lite.features import FrontEnd, LogMel, bands_below
-from osscl_lite.files import read_tensors, write_tensors
+from osscl_lite.files import fitting, read_tensors, write_tensors
 from osscl_lite.losses import arcface_logits
 from osscl_lite.mobilefacenet import MobileFaceNet
 from osscl_lite.perturbation import FeaturePerturbationHead, unit_sphere
@@ -121,7 +122,7 @@ class Scorer:
         return torch.tensor(names.map({name: label for label, name in enumerate(self.machines)}).to_numpy(np.int64))
 
     def embed_clips(self, clips: pd.DataFrame, batch_size: int = 64) -> np.ndarray:
-        """Perturbed embeddings of any rows of a clips table: (N, E).
+        """Perturbed embeddings of any rows of a clips table: (N, E). Explained in chapter 4.
 
         Raises:
             BadClips: listing each row that cannot be read, a line a file.
@@ -132,7 +133,7 @@ class Scorer:
         return torch.cat(batches).numpy() if batches else np.empty((0, self.recipe.embedding), np.float32)
 
     def score_clips(self, clips: pd.DataFrame, batch_size: int = 64) -> np.ndarray:
-        """Anomaly scores of any rows of a clips table: (N,), float32.
+        """Anomaly scores of any rows of a clips table: (N,), float32. Explained in chapter 6.
 
         Raises:
             BadInput: naming the machine IDs that this detector was not trained on.
@@ -146,7 +147,7 @@ class Scorer:
         return torch.cat(scores).numpy() if scores else np.empty(0, np.float32)
 
     def _say_other_hall(self, clips: pd.DataFrame) -> None:
-        versions = {path.split("/")[2] for path in clips["path"] if path.startswith("hall://")}
+        versions = hall_versions(clips)
         if self.hall_version and versions - {self.hall_version}:
             warnings.warn(
                 f"trained on hall version {self.hall_version}, scoring version {', '.join(sorted(versions))}: "
@@ -156,7 +157,7 @@ class Scorer:
 
 
 class Detector(Scorer, nn.Module):
-    """One-stage detector: sound in, anomaly score out.
+    """One-stage detector: sound in, anomaly score out. Explained in chapters 5 and 6.
 
     Args:
         recipe: what to build; all shapes follow from it.
@@ -208,13 +209,15 @@ class Detector(Scorer, nn.Module):
         return self.network(picture[:, :, : self.bands].contiguous(memory_format=torch.channels_last))
 
     def logits(self, z: Tensor, machine_labels: Tensor, margin: float | None = None) -> Tensor:
-        """ArcFace logits with the recipe's margin, or another, on the given labels: (B, E), (B,) -> (B, classes)."""
+        """ArcFace logits with the recipe's margin, or another, on the given labels: (B, E), (B,) -> (B, classes).
+        Explained in chapter 3.
+        """
         margin = self.recipe.margin if margin is None else margin
         return arcface_logits(z, self.class_weight, machine_labels, margin, self.recipe.scale)
 
     @torch.no_grad()
     def embed(self, inputs: Tensor) -> Tensor:
-        """Perturbed embeddings of clips.
+        """Perturbed embeddings of clips. Explained in chapter 4.
 
         Args:
             inputs: waveforms (B, L), float32 in [-1, 1], of which the recipe's first seconds are read; or precomputed
@@ -232,6 +235,7 @@ class Detector(Scorer, nn.Module):
     @torch.no_grad()
     def score(self, inputs: Tensor, machine_labels: Tensor) -> Tensor:
         """Anomaly scores: cross-entropy of the margin logits at the clip's own machine ID; higher is more anomalous.
+        Explained in chapter 6.
 
         Args:
             inputs: as for ``embed``.
@@ -248,30 +252,31 @@ class Detector(Scorer, nn.Module):
 
     @torch.no_grad()
     def score_embeddings(self, z: Tensor, machine_labels: Tensor, margin: float | None = None) -> Tensor:
-        """The score from embeddings; ``margin=0`` gives plain cross-entropy: (B, E), (B,) -> (B,)."""
+        """The score from embeddings; ``margin=0`` gives plain cross-entropy: (B, E), (B,) -> (B,). Explained in chapter
+        6.
+        """
         machine_labels = torch.as_tensor(machine_labels, device=self.device)
         logits = self.logits(z.to(self.device), machine_labels, margin)
         return functional.cross_entropy(logits, machine_labels, reduction="none")
 
     def save(self, path: str | Path) -> None:
-        """Write weights, recipe and machine names as one .safetensors file, whole or not at all."""
+        """Write weights, recipe and machine names as one .safetensors file, whole or not at all. Explained in chapter
+        5.
+        """
         write_tensors(Path(path), self.state_dict(), self.about())
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Read a detector that ``save`` wrote.
+        """Read a detector that ``save`` wrote. Explained in chapter 5.
 
         Raises:
             BadInput: in one line, if the file is missing, damaged, or does not fit its own recipe.
         """
         tensors, about = read_tensors(Path(path), "detector")
         check_format(path, about)
-        try:
+        with fitting(path, "the recipe beside them"):
             model = cls(Recipe.from_dict(about["recipe"]), about["machines"])
             model.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise BadInput(f"{path}: the weights do not fit the recipe beside them ({reason}); save it again") from None
         model.hall_version = about["hall_version"]
         return model.to(device)
 

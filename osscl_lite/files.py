@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def check_identity(path: Path, about: dict[str, Any], identity: dict[str, Any]) 
         BadInput: in one line, naming what differs.
     """
     found, wanted = about.get("identity") or {}, json.loads(json.dumps(identity))
-    if different := [key for key in wanted if found.get(key) != wanted[key]]:
+    if different := [key for key in wanted | found if found.get(key) != wanted.get(key)]:
         raise BadInput(f"{path}: from a run with another {', '.join(different)}; give another folder, or delete it")
 
 
@@ -74,3 +76,21 @@ def check_kind(path: Path, about: dict[str, Any], kind: str) -> None:
     """
     if about.get("kind") != kind:
         raise BadInput(f"{path}: holds a {about.get('kind', 'file of another program')}, not a {kind} of osscl_lite")
+
+
+@contextmanager
+def fitting(path: str | Path, what: str) -> Iterator[None]:
+    """Within it a model is built from a file's description and takes the file's tensors.
+
+    Args:
+        path: the file.
+        what: what its weights should fit, such as "AnoPatch".
+
+    Raises:
+        BadInput: in one line, if the description lacks something or the tensors are of another model.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"{path}: the weights do not fit {what} ({reason}); save it again") from None

@@ -25,7 +25,8 @@ LESS = "spectrogram less its mean spectrum"
 
 
 def measure(root: Path, seeds: int) -> dict[str, Any]:
-    """How often neighbours share a background, and what four simple detectors make of each split.
+    """How often neighbours share a background, and what four simple detectors make of each split. Explained in the
+    appendix on real data.
 
     Args:
         root: a folder of features with a column background, see ``data.precomputed``.
@@ -37,14 +38,17 @@ def measure(root: Path, seeds: int) -> dict[str, Any]:
     clips = features_table(root)
     if "background" not in clips or clips["background"].is_unique:
         raise BadInput(f"{root / 'clips.csv'}: names no backgrounds that clips share, so nothing can leak by them")
-    means = (pictures := load_features(clips)[0]).mean(2)  # (N, bands), (N, bands, frames)
+    pictures = load_features(clips)[0]  # (N, bands, frames)
+    means = pictures.mean(2)  # (N, bands)
     looks = {"whole spectrogram": pictures, LESS: pictures - means[:, :, None], "mean spectrum": means}
     alike = {name: closeness(values.reshape(len(clips), -1)) for name, values in looks.items()}
     splits = [score(clips, means, alike[LESS], split="as given", seed=0)]
     for way in ("by background", "by clip"):
         splits += [score(redrawn(clips, way, s), means, alike[LESS], split=way, seed=s) for s in range(seeds)]
     return dict(
-        **dict(data=root.resolve().name, fingerprint=fingerprint(clips), splits=splits),
+        data=root.resolve().name,
+        fingerprint=fingerprint(clips),
+        splits=splits,
         clips={", ".join(key): len(part) for key, part in clips.groupby(["split", "label"])},
         groups={str(size): int(n) for size, n in clips.groupby("background").size().value_counts().items()},
         nearest={name: neighbours(clips, values) for name, values in alike.items()},
@@ -61,17 +65,28 @@ def closeness(x: np.ndarray) -> np.ndarray:
 def neighbours(clips: pd.DataFrame, alike: np.ndarray) -> dict[str, float]:
     """How often the other clip that is most alike, by (N, N), has the same background, and another machine ID."""
     nearest = np.where(np.eye(len(alike), dtype=bool), -np.inf, alike).argmax(1)
-    names, background = (clips["machine_type"] + clips["machine_id"]).to_numpy(), clips["background"].to_numpy()
-    own, shared = (((x[:, None] == x).sum() / len(x) - 1) / (len(x) - 1) for x in (names, background))  # by chance
-    found = dict(chance_background=shared, chance_other_id=1 - own, other_id=(names[nearest] != names).mean())
-    found["same_background"] = (background[nearest] == background).mean()
+    names = (clips["machine_type"] + clips["machine_id"]).to_numpy()
+    background = clips["background"].to_numpy()
+    found = dict(
+        chance_background=chance(background),
+        chance_other_id=1 - chance(names),
+        other_id=(names[nearest] != names).mean(),
+        same_background=(background[nearest] == background).mean(),
+    )
     return {name: float(value) for name, value in found.items()}
+
+
+def chance(values: np.ndarray) -> float:
+    """How often two rows that are drawn have the same value, (N,)."""
+    return ((values[:, None] == values).sum() / len(values) - 1) / (len(values) - 1)
 
 
 def redrawn(clips: pd.DataFrame, way: str, seed: int) -> pd.DataFrame:
     """The table with its normal clips split anew, as many for training as before."""
-    rng, normal = np.random.default_rng(seed), clips[clips["label"].eq("normal")]
-    share, split = normal["split"].eq("train").mean(), pd.Series("test", clips.index)
+    rng = np.random.default_rng(seed)
+    normal = clips[clips["label"].eq("normal")]
+    share = normal["split"].eq("train").mean()
+    split = pd.Series("test", clips.index)
     if way == "by background":
         groups = rng.permutation(normal["background"].unique())
         split[normal.index[normal["background"].isin(groups[: round(share * len(groups))])]] = "train"
@@ -83,12 +98,17 @@ def redrawn(clips: pd.DataFrame, way: str, seed: int) -> pd.DataFrame:
 
 def score(clips: pd.DataFrame, means: np.ndarray, alike: np.ndarray, **row: Any) -> dict[str, Any]:
     """Detectors on one split; ``named``, ``shared``: of the normal test clips, named rightly, of a known background."""
-    train, machines = clips["split"].eq("train").to_numpy(), (clips["machine_type"] + "/" + clips["machine_id"])
-    test, own, learned = clips[~train].reset_index(drop=True), machines[~train].to_numpy(), machines[train].to_numpy()
-    normal, names, vectors = test["label"].eq("normal"), np.unique(learned), (means[train], learned, means[~train], own)
+    machines = (clips["machine_type"] + "/" + clips["machine_id"]).to_numpy()
+    train = clips["split"].eq("train").to_numpy()
+    learned, own = machines[train], machines[~train]
+    names = np.unique(learned)
+    test = clips[~train].reset_index(drop=True)
+    normal = test["label"].eq("normal")
     row |= dict(shared=float(test["background"].isin(clips["background"][train])[normal].mean()))
+    vectors = (means[train], learned, means[~train], own)
     scores = {"Mahalanobis": mahalanobis(*vectors), "1-NN": nearest_neighbour(*vectors, "standardised")}
-    named, standardised = {}, (means - means[train].mean(0)) / means[train].std(0)
+    standardised = (means - means[train].mean(0)) / means[train].std(0)
+    named = {}
     for name, inputs in {"mean spectrum": standardised, LESS: alike[:, train]}.items():
         sides = RidgeClassifier().fit(inputs[train], learned).decision_function(inputs[~train])  # (M, IDs)
         mine = names == own[:, None]

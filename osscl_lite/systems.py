@@ -16,7 +16,7 @@ ANOPATCH = ("wavlm", "atst", "ast", "beats")
 
 @dataclass(frozen=True)
 class System:
-    """One row of the tables.
+    """One row of the tables. Explained in chapter 9.
 
     Attributes:
         name: of its recipe and of its records.
@@ -31,9 +31,11 @@ class System:
     listens: bool
 
 
-def _baseline(name: str, listens: bool = False, **given: Any) -> System:
-    """A system in a file of its own, which is imported when it is used: some need libraries of the extra ``tables``."""
-    where = name.partition("-")[0] if name.startswith("anopatch") else name.replace("-", "_")
+def _baseline(name: str, where: str, listens: bool = False, **given: Any) -> System:
+    """A system in a file of its own, ``where``, imported when it is used: some need libraries of the extra ``tables``.
+
+    What is ``given`` goes to the file's ``recipe``.
+    """
 
     def module() -> Any:
         return import_module(f"osscl_lite.baselines.{where}")
@@ -52,7 +54,8 @@ def _row(name: str) -> System:
 
 
 def system_of(recipe: Any) -> System:
-    """The system of a recipe; a changed recipe may have a longer name, such as "logmel-osscl-long".
+    """The system of a recipe; a changed recipe may have a longer name, such as "logmel-osscl-long". Explained in
+    chapter 9.
 
     Raises:
         BadInput: if its name begins with none of ``SYSTEMS``.
@@ -68,10 +71,10 @@ SYSTEMS: dict[str, System] = {
     system.name: system
     for system in (
         *map(_row, ROWS),
-        _baseline("idnn"),
-        _baseline("mobilenetv2"),
-        _baseline("glow-aff"),
-        _baseline("no1"),
-        *(_baseline(f"anopatch-{backbone}", listens=True, backbone=backbone) for backbone in ANOPATCH),
+        _baseline("idnn", "idnn"),
+        _baseline("mobilenetv2", "mobilenetv2"),
+        _baseline("glow-aff", "glow_aff"),
+        _baseline("no1", "no1"),
+        *(_baseline(f"anopatch-{backbone}", "anopatch", listens=True, backbone=backbone) for backbone in ANOPATCH),
     )
 }

@@ -99,7 +99,8 @@ SHOWN = {"printed": "printed", "mean": "per-ID mean", "pooled": "pooled", "lowes
 
 @cache
 def printed(table: int) -> pd.DataFrame:
-    """A table as the paper prints it, methods (IV and VI: machine types) down, indexed by the first column.
+    """A table as the paper prints it, methods (IV and VI: machine types) down, indexed by the first column. Explained
+    in chapter 9.
 
     Raises:
         BadInput: for a number that is none of 2 to 6.
@@ -110,13 +111,18 @@ def printed(table: int) -> pd.DataFrame:
 
 
 def numbers(table: int) -> pd.DataFrame:
-    """The numbers of ``printed``, without the columns of words."""
+    """The numbers of ``printed``, without the columns of words. Explained in chapter 9."""
     return printed(table).select_dtypes("number")
+
+
+def by_system(table: int) -> pd.DataFrame:
+    """``numbers`` with a row a system in every table."""
+    return numbers(table) if table in BY_SYSTEM else numbers(table).T
 
 
 @dataclass
 class Run:
-    """One record, its scores, and the tables of ``evaluate`` that were asked for."""
+    """One record, its scores, and the tables of ``evaluate`` that were asked for. Explained in chapter 9."""
 
     result: dict[str, Any]
     folder: Path
@@ -126,6 +132,12 @@ class Run:
         self._tables: dict[tuple[str, str], pd.DataFrame | None] = {}
         self._averages: dict[tuple[str, str], dict[tuple[str, str], pd.Series]] = {}
         self._draws: dict[tuple[str, str, str], dict[str, np.ndarray]] = {}
+        self._checked: set[str] = set()
+
+    @property
+    def path(self) -> Path:
+        """The file of the record."""
+        return self.folder / Path(self.result["scores"]["file"]).with_suffix(".json")
 
     def table(self, method: str = PAPER_SCORE, part: str = "development") -> pd.DataFrame | None:
         """``evaluate`` on the test clips of one part, "development" or "evaluation"; None without a labelled clip.
@@ -147,10 +159,19 @@ class Run:
         return self._averages[method, part]
 
     def rows(self, part: str, band: str = "") -> np.ndarray:
-        """Which test clips are of a part, "development", "evaluation" or "all"; of faults only a ``band``'s: (N,)."""
+        """Which test clips are of a part, "development", "evaluation" or "all"; of faults only a ``band``'s: (N,).
+
+        Raises:
+            BadInput: if no fault is of that band.
+        """
         clips = self.scores.clips
         chosen = clips["dataset"].eq(part) | (part == "all")
-        return (chosen & (clips["label"].eq("normal") | clips["band"].eq(band)) if band else chosen).to_numpy()
+        if band:
+            bands = {*clips.get("band", ())} - {""}
+            if band not in bands:
+                raise BadInput(f"{self.path}: no fault of band {band}; there are {', '.join(sorted(bands)) or 'none'}")
+            chosen &= clips["label"].eq("normal") | clips["band"].eq(band)
+        return chosen.to_numpy()
 
     def draws(self, method: str = PAPER_SCORE, part: str = "development", band: str = "") -> dict[str, np.ndarray]:
         """AUC and pAUC of each machine ID in each draw of the clips, which runs on the same clips share.
@@ -162,7 +183,7 @@ class Run:
             As ``bootstrap.machine_draws``: "fan/id_00" -> (2, 1 + draws), the first of them the clips as they are.
 
         Raises:
-            BadInput: as ``table``.
+            BadInput: as ``table`` and ``rows``.
         """
         key = (method, part, band)
         if key not in self._draws:
@@ -180,8 +201,7 @@ class Run:
             BadInput: if the run kept no scores of its epochs.
         """
         if self.scores.epochs is None:
-            name = Path(self.result["scores"]["file"]).with_suffix(".json")
-            raise BadInput(f"{self.folder / name}: keeps no scores of its epochs; only detectors have them")
+            raise BadInput(f"{self.path}: keeps no scores of its epochs; only detectors have them")
         clips = self.scores.clips[rows].reset_index(drop=True)
         once = np.ones((1, len(clips)), np.uint8)
         drawn = [machine_draws(clips, scores, once) for scores in self.scores.epochs[:, rows].astype(np.float32)]
@@ -194,21 +214,21 @@ class Run:
         return evaluate(scores, clips.reset_index(drop=True))
 
     def _check(self, method: str) -> None:
+        if method in self._checked:
+            return
         told = pd.DataFrame(self.result["methods"].get(method, {}).get("auc", []))
         every = self._evaluate(method, np.ones(len(self.scores.clips), bool))
         found = pd.DataFrame(json.loads(json.dumps(rows_of(every)))) if every is not None else pd.DataFrame()
         try:  # other versions of the libraries may round differently
             pd.testing.assert_frame_equal(told, found, check_dtype=False, check_exact=False, rtol=0, atol=1e-9)
         except AssertionError:
-            name = Path(self.result["scores"]["file"]).with_suffix(".json")
-            raise BadInput(
-                f"{self.folder / name}: its AUCs by {method} do not follow from its scores; run it again"
-            ) from None
+            raise BadInput(f"{self.path}: its AUCs by {method} do not follow from its scores; run it again") from None
+        self._checked.add(method)
 
 
 @dataclass
 class Records:
-    """The records of one data set, each read once.
+    """The records of one data set, each read once. Explained in chapter 9.
 
     Attributes:
         data: its name in the records, such as "hall-book" or "modspec".
@@ -258,6 +278,11 @@ class Records:
                         self._runs[system].append(Run(result, self.folder))
         return self._runs[system]
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The ways of scoring that its tables show: each system's own, on features 1-NN too."""
+        return (PAPER_SCORE, NEIGHBOUR) if self.source == "features" else (PAPER_SCORE,)
+
     def gap(self, system: str) -> str:
         """Why a system has no numbers; empty if it has."""
         if self.runs(system):
@@ -295,7 +320,7 @@ def measure_of(table: int, column: str) -> tuple[str, str]:
 
 
 def cell(run: Run, table: int, column: str, average: str = "mean", method: str = PAPER_SCORE) -> float:
-    """One number of a table, in percent; NaN where the clips cannot give it.
+    """One number of a table, in percent; NaN where the clips cannot give it. Explained in chapter 9.
 
     Args:
         run: whose.
@@ -316,7 +341,7 @@ def cell(run: Run, table: int, column: str, average: str = "mean", method: str =
 
 
 def cells(records: Records, table: int, method: str = PAPER_SCORE) -> pd.DataFrame:
-    """Every number of a table, printed and measured, one a row.
+    """Every number of a table, printed and measured, one a row. Explained in chapter 9.
 
     Args:
         records: of one data set.
@@ -328,7 +353,7 @@ def cells(records: Records, table: int, method: str = PAPER_SCORE) -> pd.DataFra
         ("printed", "mean" over IDs, "pooled", or "lowest ID" for mAUC), value and sd (percent; mean and standard
         deviation over seeds), seeds, gap (why there is no value).
     """
-    shown = numbers(table) if table in BY_SYSTEM else numbers(table).T
+    shown = by_system(table)
     rows = []
     for label, system in records.systems(table).items():
         runs, gap = records.runs(system), records.gap(system)
@@ -360,7 +385,8 @@ def _why_no_cell(table: int, column: str) -> str:
 
 
 def layout(frame: pd.DataFrame) -> pd.DataFrame:
-    """``cells`` in the paper's layout, as text: a line for what is printed, and one for each average.
+    """``cells`` in the paper's layout, as text: a line for what is printed, and one for each average. Explained in
+    chapter 9.
 
     Returns:
         DataFrame indexed by (row, average), columns as printed; "71.23±0.45", or "-" where there is nothing.
@@ -385,7 +411,9 @@ def _number(value: float, sd: float, column: str) -> str:
 
 
 def notes(records: Records, frame: pd.DataFrame) -> list[str]:
-    """What a reader of a table must know: which averages, seeds, gaps, sizes, hardware, whose head Table VI varies."""
+    """What a reader of a table must know: which averages, seeds, gaps, sizes, hardware, whose head Table VI varies.
+    Explained in chapter 9.
+    """
     table = int(frame["table"].iloc[0])
     measured = frame[frame["average"].ne("printed")]
     lines = [PRINTED_AS[table]] if table in PRINTED_AS else []
@@ -409,10 +437,12 @@ def notes(records: Records, frame: pd.DataFrame) -> list[str]:
 
 
 def table_text(records: Records, table: int) -> str:
-    """A table as text: title, what it was measured on, the paper's layout, notes; on features also by 1-NN."""
+    """A table as text: title, what it was measured on, the paper's layout, notes; on features also by 1-NN. Explained
+    in chapter 9.
+    """
     lines = [f"TABLE {TABLES[table]}: {TITLES[table]}", f"Measured on {records.describe()}."]
     with pd.option_context("display.unicode.east_asian_width", False):
-        for method in (PAPER_SCORE, *([NEIGHBOUR] if records.source == "features" else [])):
+        for method in records.methods:
             frame = cells(records, table, method)
             if frame.empty:
                 continue

@@ -17,10 +17,10 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from osscl_lite.cpu import kept_memory
-from osscl_lite.data import fingerprint, load_features, machine_names, to_float
+from osscl_lite.data import fingerprint, hall_version, load_features, machine_names, to_float, training_clips
 from osscl_lite.detector import Detector, read_inputs
 from osscl_lite.errors import BadInput
-from osscl_lite.files import read_tensors, write_tensors, write_whole
+from osscl_lite.files import check_identity, read_tensors, write_tensors, write_whole
 from osscl_lite.losses import mixup, noisy_arcmix, noisy_supcon, supcon
 from osscl_lite.parallel import Team, joined
 from osscl_lite.perturbation import unit_sphere
@@ -40,7 +40,8 @@ def fit(
     start: Detector | None = None,
     watch: pd.DataFrame | None = None,
 ) -> Detector:
-    """Train a detector on the normal clips of split train.
+    """Train a detector on the normal clips of split train. Explained in chapter 5; what makes it fast, in the appendix
+    on speed.
 
     Under torchrun the processes train one detector together: each takes its share of every batch, and the losses see
     the whole batch.
@@ -67,7 +68,7 @@ def fit(
             belongs to another run, or another process of the team that is gone.
     """
     device = pick_device(device)
-    clips = clips[(clips["split"] == "train") & (clips["label"] == "normal")].reset_index(drop=True)
+    clips = training_clips(clips)
     machines = machine_names(clips)
     if len(machines) < 2:
         raise BadInput(f"training tells machine IDs apart and needs two or more; found {', '.join(machines) or 'none'}")
@@ -111,7 +112,9 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """Cosine from the first to the final learning rate, one value an epoch (Loshchilov and Hutter 2017)."""
+    """Cosine from the first to the final learning rate, one value an epoch (Loshchilov and Hutter 2017). Explained in
+    chapter 5.
+    """
     low = recipe.learning_rate * recipe.final_learning_rate
     flat = round(recipe.flat_epochs * recipe.epochs)
     along = max(0, epoch - flat) / max(1, recipe.epochs - flat)
@@ -119,7 +122,7 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
 
 
 def hold_out(clips: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
-    """Choose clips that pick the epoch: a boolean mask (N,), about ``fraction`` of the rows.
+    """Choose clips that pick the epoch: a boolean mask (N,), about ``fraction`` of the rows. Explained in chapter 5.
 
     Clips that share a background recording stay together, where the table says so.
     """
@@ -264,8 +267,7 @@ class Run:
         if self.steps < 1:
             raise BadInput(f"{len(self.train_rows)} training clips: training needs two or more a process")
 
-        versions = {path.split("/")[2] for path in clips["path"] if path.startswith("hall://")}
-        model.hall_version = versions.pop() if len(versions) == 1 else None
+        model.hall_version = hall_version(clips)
         self.average = deepcopy(model).requires_grad_(False).eval()  # starts at the initial weights
         self.average_step = 1 / max(1.0, recipe.ema_horizon * self.steps * self.epochs)
         self.model = self.team.synchronised(model, device)
@@ -432,9 +434,7 @@ class Run:
         if not path.exists():
             return
         tensors, about = read_tensors(path, "checkpoint")
-        if about.get("identity") != json.loads(json.dumps(self.identity)):
-            different = [key for key in self.identity if about.get("identity", {}).get(key) != self.identity[key]]
-            raise BadInput(f"{path}: from a run with another {', '.join(different)}; give another folder, or delete it")
+        check_identity(path, about, self.identity)
 
         def part(name: str) -> dict[str, Tensor]:
             return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + ".")}

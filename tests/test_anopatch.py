@@ -15,6 +15,7 @@ from osscl_lite.baselines import anopatch
 from osscl_lite.baselines.anopatch import AnoPatch, AttentiveStatistics, fit, recipe
 from osscl_lite.baselines.backbones import ADAPTERS, AST, Backbone, WavLM, library
 from osscl_lite.errors import BadInput
+from osscl_lite.files import read_tensors, write_tensors
 
 WAVES = 0.1 * torch.randn(4, 32_000, generator=torch.Generator().manual_seed(1))
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
@@ -330,6 +331,10 @@ def test_the_score_is_the_distance_to_the_nearest_of_its_own_machine(published, 
         model.score_clips(clips.assign(machine_type="pump"))
     with pytest.raises(BadInput, match="holds a checkpoint, not a baseline"):
         AnoPatch.load(tmp_path / "checkpoint.safetensors")
+    tensors, about = read_tensors(tmp_path / "baseline.safetensors", "baseline")
+    write_tensors(tmp_path / "odd.safetensors", tensors, about | dict(machines=model.machines[:2]))
+    with pytest.raises(BadInput, match="odd.safetensors: the weights do not fit AnoPatch"):
+        AnoPatch.load(tmp_path / "odd.safetensors")
 
 
 def test_recipes_are_plain_data():

@@ -36,6 +36,21 @@ def test_every_draw_has_the_auc_and_pauc_of_its_repeated_clips():
     assert len({round(value, 9) for value in auc}) > 20
 
 
+@pytest.mark.parametrize("levels", [1, 3, 8])
+def test_equal_scores_bend_the_curve_as_in_the_metrics(levels):
+    rng = np.random.default_rng(levels)
+    anomalous = rng.random(60) < 0.5
+    scores = rng.integers(levels, size=60) + 1.0 * (anomalous & (rng.random(60) < 0.3))
+    weights = np.stack([np.ones(60, int), *rng.integers(0, 3, (20, 60))])
+    auc, pauc = resampled_auc(anomalous, scores, weights)
+    for draw, counts in enumerate(weights):
+        again = np.repeat(np.arange(60), counts)
+        assert auc[draw] == pytest.approx(metrics.auc(anomalous[again], scores[again]), abs=1e-6)
+        assert pauc[draw] == pytest.approx(metrics.pauc(anomalous[again], scores[again]), abs=1e-6)
+    flat = resampled_auc(anomalous, np.zeros(60), weights)
+    assert np.allclose(flat, 0.5)  # scores that say nothing are chance
+
+
 def test_the_first_draw_is_the_clips_as_they_are_and_measures_are_those_of_evaluate():
     rng = np.random.default_rng(1)
     clips = clips_of(ids=3, each=15, types=("valve", "fan"))

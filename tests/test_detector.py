@@ -12,7 +12,7 @@ from torch.nn import functional
 import osscl_lite as ol
 from osscl_lite.detector import read_batches
 from osscl_lite.errors import BadInput
-from osscl_lite.files import read_tensors, write_tensors
+from osscl_lite.files import check_identity, read_tensors, write_tensors
 
 NAMES = ["fan/id_00", "fan/id_02", "valve/id_00"]
 
@@ -146,6 +146,25 @@ def test_weights_that_do_not_fit_their_recipe(tmp_path):
     assert "do not fit the recipe" in refusal(path)
     write_tensors(path, tensors, about | {"kind": "checkpoint"})
     assert "holds a checkpoint, not a detector" in refusal(path)
+
+
+def test_a_checkpoint_is_of_this_run_or_refused(tmp_path):
+    path, identity = tmp_path / "checkpoint.safetensors", dict(recipe=dict(seed=1, shape=(2, 3)), clips="a", watch=None)
+    write_tensors(path, {}, dict(kind="checkpoint", identity=identity))
+    _, about = read_tensors(path, "checkpoint")
+    check_identity(path, about, identity)  # a tuple comes back as a list
+    others = (
+        (identity | dict(clips="b"), "another clips;"),
+        (identity | dict(recipe=dict(seed=2, shape=(2, 3)), watch="c"), "another recipe, watch;"),
+        (dict(recipe=identity["recipe"], watch=None), "another clips;"),
+        (identity | dict(weights="d"), "another weights;"),
+    )
+    for other, reason in others:
+        with pytest.raises(BadInput, match=reason) as caught:
+            check_identity(path, about, other)
+        assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{path}: from a run with another")
+    with pytest.raises(BadInput, match="another recipe, clips; give another folder, or delete it"):
+        check_identity(path, {}, identity)
 
 
 def test_score_clips_reads_rows_in_order(tree):

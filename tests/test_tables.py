@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from osscl_lite.bootstrap import draw_weights
 from osscl_lite.claims import (
     CLAIMS,
     audit,
     by_method,
+    compare,
     differences,
     differences_text,
     epoch_choice,
@@ -259,6 +261,133 @@ def test_table_six_follows_the_records_that_there_are(tmp_path, records):
     paper = Records("hall-paper", tmp_path)
     assert paper.ablated == "tfstgram-osscl" and "the paper's is" not in table_text(paper, 6)
     assert paper.systems(6)["no FPH"] == "tfstgram-osscl-r0" and paper.systems(6)["64"] == "tfstgram-osscl"
+
+
+BANDS = ("below 1 kHz", "above 4 kHz")
+
+
+@pytest.fixture(scope="module")
+def banded(tmp_path_factory):
+    """Three seeds of OS-SCL, two of CLP-SCF, whose faults have a band each: the records."""
+    folder, clips = tmp_path_factory.mktemp("banded"), test_clips(KINDS[:3])
+    band = np.where(clips["faulty"], np.array(BANDS)[np.arange(len(clips)) % 2], "")
+    clips = clips.assign(band=band, severity=0.5 * clips["faulty"])
+    for system, seeds in (("logmel-osscl", (0, 1, 2)), ("logmel-clp-scf", (1, 2))):
+        for seed in seeds:
+            write_record(folder, "hall-book", system, seed, clips, f"clips {seed}")
+    return Records("hall-book", folder)
+
+
+def average(scores, clips):
+    """AUC and pAUC in percent, mean of IDs, then of types."""
+    rows = evaluate(scores, clips.reset_index(drop=True)).query("machine_type == 'all' and average == 'mean'")
+    return 100 * rows[["auc", "pauc"]].to_numpy()[0]
+
+
+def test_clips_are_chosen_by_part_and_faults_by_band(banded):
+    run = banded.runs("logmel-osscl")[0]
+    clips, every = run.scores.clips, run.rows("all")
+    assert every.all() and (run.rows("development") ^ run.rows("evaluation")).all()
+    assert set(clips[run.rows("evaluation")]["machine_id"]) == {"id_03"}
+    low, high = (clips[run.rows("all", band)] for band in BANDS)
+    assert set(low["band"]) == {"", BANDS[0]} and set(high["band"]) == {"", BANDS[1]}
+    assert len(low) + len(high) == len(clips) + clips["label"].eq("normal").sum()
+    with pytest.raises(BadInput, match="seed0.json: no fault of band low; there are above 4 kHz, below 1 kHz"):
+        run.rows("all", "low")
+
+
+def test_a_band_is_asked_of_records_that_know_bands(records):
+    with pytest.raises(BadInput, match="no fault of band below 1 kHz; there are none"):
+        records.runs("clp-scf")[0].draws(band=BANDS[0])
+
+
+def test_draws_are_the_tables_of_clips_that_are_repeated(banded):
+    run, method = banded.runs("logmel-osscl")[0], METHODS[1]
+    for part, band in (("development", ""), ("all", ""), ("all", BANDS[0])):
+        rows = run.rows(part, band)
+        clips, scores = run.scores.clips[rows].reset_index(drop=True), run.scores.methods[method][rows]
+        drawn = run.draws(method, part, band)
+        weights = draw_weights(clips, f"clips 0 {part} {band}".strip())
+        for draw in (0, 1, 1000):
+            again = np.repeat(np.arange(len(clips)), weights[draw])
+            ids = evaluate(scores[again], clips.iloc[again]).query("average == 'ID'")
+            names = ids["machine_type"] + "/" + ids["machine_id"]
+            assert set(names) == set(drawn)
+            expected = dict(zip(names, ids[["auc", "pauc"]].to_numpy(), strict=True))
+            assert {name: values[:, draw] for name, values in drawn.items()} == {
+                name: pytest.approx(values, abs=1e-6) for name, values in expected.items()
+            }
+    assert run.draws(method, "all") is run.draws(method, "all")
+
+
+def test_the_measures_of_each_epoch_are_those_of_evaluate(banded):
+    run = banded.runs("logmel-osscl")[0]
+    for rows in (run.rows("development"), run.rows("all", BANDS[1])):
+        found, clips = run.by_epoch(rows), run.scores.clips[rows]
+        expected = [average(scores, clips) for scores in run.scores.epochs[:, rows].astype(np.float32)]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert found.shape == (3, 2) and found[0].tolist() == [50, 50]  # all scores are equal at first
+        assert found[1, 0] > 60
+
+
+@pytest.mark.parametrize("band", ["", BANDS[0]])
+def test_two_systems_differ_by_their_means_over_the_seeds_of_both(banded, band):
+    values = {"AUC": [], "pAUC": [], "mean": []}
+    for system in ("logmel-osscl", "logmel-clp-scf"):
+        sides = []
+        for run in banded.runs(system)[-2:]:
+            rows = run.rows("all", band)
+            sides.append(average(run.scores.methods[PAPER_SCORE][rows], run.scores.clips[rows]))
+        for measure, side in zip(values, (*np.transpose(sides), np.mean(sides, axis=1)), strict=True):
+            values[measure].append(side)
+    for measure, (one, other) in values.items():
+        found = compare(banded, "logmel-osscl", "logmel-clp-scf", measure, band=band)
+        assert found["seeds"] == 2 and found["low"] < found["difference"] < found["high"]
+        assert found["one"] == pytest.approx(one, abs=1e-4) and found["other"] == pytest.approx(other, abs=1e-4)
+        assert found["difference"] == pytest.approx(np.mean(one - other), abs=1e-4)
+        assert found["sd"] == pytest.approx(np.std(one - other, ddof=1), abs=1e-4)
+        back = compare(banded, "logmel-clp-scf", "logmel-osscl", measure, band=band)
+        assert [back[key] for key in ("difference", "high", "low")] == pytest.approx(
+            [-found[key] for key in ("difference", "low", "high")]
+        )
+
+
+def test_without_evaluation_clips_two_systems_differ_as_in_the_table(tmp_path):
+    for system in ("stgram-osscl", "stgram-arcface"):
+        write_record(tmp_path, "hall-book", system, 0, test_clips(evaluation=False))
+    records = Records("hall-book", tmp_path)
+    row = differences(records, 3).set_index(["first", "second", "column"])
+    row = row.loc[("STgram OS-SCL", "STgram ArcFace", "Average pAUC")]
+    found = compare(records, "stgram-osscl", "stgram-arcface", "pAUC")
+    assert found["difference"] == pytest.approx(row["difference"]) and np.isnan(found["sd"])
+
+
+def test_a_score_that_is_shifted_on_faults_is_told_apart_and_one_that_is_scaled_is_not(tmp_path):
+    clips, better, scaled = test_clips(), tmp_path / "better", tmp_path / "scaled"
+    for folder, changed in ((better, lambda x: x + 2 * clips["faulty"]), (scaled, lambda x: 3 * x + 1)):
+        first = write_record(folder, "hall-book", "clp-scf", 0, clips, methods=METHODS[:1])
+        scores = Records("hall-book", folder).runs("clp-scf")[0].scores.methods[PAPER_SCORE]
+        scores = {PAPER_SCORE: np.asarray(changed(scores), np.float32)}
+        content, result = scores_file(clips, scores, None), json.loads(first.read_text())
+        result["scores"] = dict(file="hall-book-no1-seed0.npz", sha256=hashlib.sha256(content).hexdigest())
+        result["methods"] = {PAPER_SCORE: measures(scores[PAPER_SCORE], clips)}
+        (folder / "hall-book-no1-seed0.npz").write_bytes(content)
+        (folder / "hall-book-no1-seed0.json").write_text(json.dumps(result | dict(system="no1")))
+    found = compare(Records("hall-book", better), "no1", "clp-scf")
+    assert 0 < found["low"] < found["difference"]
+    found = compare(Records("hall-book", scaled), "no1", "clp-scf")
+    assert (found["low"], found["difference"], found["high"]) == (0, 0, 0)  # every draw is that of both
+
+
+def test_what_cannot_be_compared_is_none_or_refused(records, tmp_path):
+    assert compare(records, "clp-scf", "anopatch-ast") is None
+    assert compare(records, "clp-scf", "idnn", method=METHODS[1]) is None  # IDNN has one score
+    for system, seed in (("stgram-osscl", 0), ("stgram-arcface", 1), ("stgram-mfn", 1)):
+        write_record(tmp_path, "hall-book", system, seed, test_clips(), f"{system} {seed}")
+    few = Records("hall-book", tmp_path)
+    assert compare(few, "stgram-osscl", "stgram-arcface") is None  # no seed of both
+    with pytest.raises(BadInput, match="stgram-mfn-seed1.json: tested on different clips"):
+        compare(few, "stgram-arcface", "stgram-mfn")
 
 
 def test_the_audit_finds_the_averages_that_do_not_follow():

@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osscl_lite.data import waveforms as module
-from osscl_lite.data.waveforms import fingerprint, load_waveforms, read_wav, take
+from osscl_lite.data.waveforms import (
+    fingerprint,
+    hall_version,
+    load_waveforms,
+    read_wav,
+    take,
+    training_clips,
+)
 from osscl_lite.errors import BadClips, BadInput
 
 
@@ -297,3 +304,19 @@ def test_the_fingerprint_is_the_data_set_s(tmp_path):
         fingerprint(table(tmp_path / "gone.wav"))
     hall = [table(f"hall://1/{seed}/tiny/fan/test/normal_id_00_00000000.wav") for seed in (0, 1)]
     assert fingerprint(hall[0]) != fingerprint(hall[1])
+
+
+def test_a_training_sees_normal_training_clips_only():
+    kinds = [(split, label) for split in ("test", "train") for label in ("anomaly", "normal", "unknown")]
+    clips = table(*(f"{row}.wav" for row in range(12))).assign(
+        split=[split for split, _ in kinds] * 2, label=[label for _, label in kinds] * 2
+    )
+    chosen = training_clips(clips)
+    assert chosen["path"].tolist() == ["4.wav", "10.wav"] and chosen.index.tolist() == [0, 1]
+    assert training_clips(chosen).equals(chosen) and training_clips(clips[:3]).empty
+
+
+def test_clips_are_of_one_hall_or_of_none():
+    first, again, second = (f"hall://{v}/0/tiny/fan/train/normal_id_00_00000000.wav" for v in ("1.0", "1.0", "2"))
+    assert hall_version(table(first, again)) == hall_version(table(first, "a.wav")) == "1.0"
+    assert hall_version(table(first, second)) is None and hall_version(table("a.wav", "b/hall/2/c.wav")) is None

@@ -17,7 +17,6 @@ smaller sizes are ours: shorter clips and fewer epochs of the same transformer, 
 """
 
 import hashlib
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -36,10 +35,10 @@ from osscl_lite.baselines.backbones import ADAPTERS, SOURCES, Backbone, library
 from osscl_lite.baselines.statistics import nearest_neighbour
 from osscl_lite.baselines.windows import BASELINE
 from osscl_lite.cpu import kept_memory
-from osscl_lite.data import SAMPLE_RATE, fingerprint, machine_names, take
+from osscl_lite.data import SAMPLE_RATE, fingerprint, hall_version, machine_names, take, training_clips
 from osscl_lite.detector import Scorer, check_format, read_batches, read_inputs
 from osscl_lite.errors import BadInput
-from osscl_lite.files import read_tensors, write_tensors, write_whole
+from osscl_lite.files import check_identity, fitting, read_tensors, write_tensors, write_whole
 from osscl_lite.losses import arcface_logits
 from osscl_lite.perturbation import unit_sphere
 from osscl_lite.recipe import Values
@@ -66,7 +65,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class AnoPatchRecipe(Values):
-    """AnoPatch over one transformer. Times are seconds, rates are per step, angles are radians."""
+    """AnoPatch over one transformer. Times are seconds, rates are per step, angles are radians. Explained in chapter 9.
+    """
 
     name: str
     size: str
@@ -93,7 +93,7 @@ class AnoPatchRecipe(Values):
 
 
 def recipe(size: str = "paper", backbone: str = "beats") -> AnoPatchRecipe:
-    """The recipe of one row of Table V: "wavlm", "atst", "ast" or "beats", at a size.
+    """The recipe of one row of Table V: "wavlm", "atst", "ast" or "beats", at a size. Explained in chapter 9.
 
     Raises:
         ValueError: for an unknown size or backbone, listing the known ones.
@@ -237,11 +237,7 @@ class AnoPatch(Scorer, nn.Module):
 
     @torch.no_grad()
     def embed(self, inputs: Tensor) -> Tensor:
-        """Embeddings of waveforms (B, L), float32 in [-1, 1], of which the recipe's first seconds are read: (B, E).
-
-        Raises:
-            ValueError: if the clips are too short, of another shape, no floats, or hold NaN or infinite values.
-        """
+        """Embeddings of waveforms, which are read and refused as by ``Detector.embed``: (B, L) -> (B, E)."""
         return self(self.checked(inputs))
 
     @torch.no_grad()
@@ -280,14 +276,11 @@ class AnoPatch(Scorer, nn.Module):
         """
         tensors, about = read_tensors(Path(path), "baseline")
         check_format(path, about)
-        try:
+        with fitting(path, "AnoPatch"):
             recipe = AnoPatchRecipe.from_dict(about["recipe"])
             model = cls(recipe, about["machines"], ADAPTERS[recipe.backbone](about["backbone"]))
             model.remember(tensors["memory"], tensors["memory_labels"])
             model.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise BadInput(f"{path}: the weights do not fit AnoPatch ({reason}); save it again") from None
         model.hall_version, model.weights_sha256 = about["hall_version"], about["weights_sha256"]
         return model.to(device)
 
@@ -300,7 +293,7 @@ def fit(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> AnoPatch:
-    """Fine-tune the whole transformer on the machine IDs of the normal clips of split train.
+    """Fine-tune the whole transformer on the machine IDs of the normal clips of split train. Explained in chapter 9.
 
     Args:
         recipe: what to train; its weights, or those in the folder that $OSSCL_LITE_WEIGHTS names.
@@ -318,7 +311,7 @@ def fit(
             cannot be read, an ``out`` folder that belongs to another run, or a loss that is no longer finite.
     """
     device, out = pick_device(device), None if out is None else Path(out)
-    clips = clips[(clips["split"] == "train") & (clips["label"] == "normal")].reset_index(drop=True)
+    clips = training_clips(clips)
     machines = machine_names(clips)
     if len(machines) < 2:
         raise BadInput(f"training tells machine IDs apart and needs two or more; found {', '.join(machines) or 'none'}")
@@ -333,8 +326,7 @@ def fit(
         torch.random.default_generator.manual_seed(recipe.seed)
         model = AnoPatch(recipe, machines, backbone)
     model.weights_sha256 = sha256
-    versions = {path.split("/")[2] for path in clips["path"] if path.startswith("hall://")}
-    model.hall_version = versions.pop() if len(versions) == 1 else None
+    model.hall_version = hall_version(clips)
     try:
         with kept_memory():
             _train(model.to(device), clips, out, progress)
@@ -417,9 +409,7 @@ def _resume(
     if out is None or not (path := out / CHECKPOINT).exists():
         return []
     tensors, about = read_tensors(path, "checkpoint")
-    if about.get("identity") != json.loads(json.dumps(identity)):
-        different = [key for key in identity if about.get("identity", {}).get(key) != identity[key]]
-        raise BadInput(f"{path}: from a run with another {', '.join(different)}; give another folder, or delete it")
+    check_identity(path, about, identity)
     model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
     for name, parameter in model.named_parameters():
         kept = {key: tensors.get(f"optimizer.{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}

@@ -26,7 +26,7 @@ TEMPERATURE = 0.1
 
 
 def first_stage(recipe: Recipe) -> Recipe:
-    """The recipe of the contrastive stage; ``recipe`` is the second stage's."""
+    """The recipe of the contrastive stage; ``recipe`` is the second stage's. Explained in chapter 8."""
     return replace(
         recipe,
         name=f"{recipe.name}-first-stage",
@@ -47,7 +47,7 @@ def fit(
     progress: bool = True,
     watch: pd.DataFrame | None = None,
 ) -> Detector:
-    """Train both stages; arguments, result and errors as for ``osscl_lite.training.fit``.
+    """Train both stages; arguments, result and errors as for ``osscl_lite.training.fit``. Explained in chapter 8.
 
     Args:
         recipe: ``recipe("clp-scf")`` or ``recipe("logmel-clp-scf")``.

@@ -50,7 +50,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class GlowRecipe(WindowRecipe):
-    """All of Glow_Aff; ``batch_size`` counts own windows, over all IDs of a type, and as many others join."""
+    """All of Glow_Aff; ``batch_size`` counts own windows, over all IDs of a type, and as many others join. Explained in
+    chapter 9.
+    """
 
     name: str = "glow-aff"
     size: str = "paper"
@@ -73,7 +75,7 @@ class GlowRecipe(WindowRecipe):
 
 
 def recipe(size: str = "paper") -> GlowRecipe:
-    """The recipe at a size: "paper", "book", "tiny" or "features"."""
+    """The recipe at a size: "paper", "book", "tiny" or "features". Explained in chapter 9."""
     return GlowRecipe(size=size, **SIZES[size])
 
 
@@ -208,5 +210,5 @@ def fit(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Windowed:
-    """Train the flows; see ``fit_windows``."""
+    """Train the flows; see ``fit_windows``. Explained in chapter 9."""
     return fit_windows(recipe, clips, Glow, device=device, out=out, progress=progress)

@@ -34,7 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class GroupMADERecipe(WindowRecipe):
-    """All of Group MADE; ``hidden`` is the width of its layers."""
+    """All of Group MADE; ``hidden`` is the width of its layers. Explained in chapter 9."""
 
     name: str = "group-made"
     size: str = "paper"
@@ -43,7 +43,7 @@ class GroupMADERecipe(WindowRecipe):
 
 
 def recipe(size: str = "paper") -> GroupMADERecipe:
-    """The recipe at a size: "paper", "book", "tiny" or "features"."""
+    """The recipe at a size: "paper", "book", "tiny" or "features". Explained in chapter 9."""
     return GroupMADERecipe(size=size, **SIZES[size])
 
 
@@ -113,5 +113,5 @@ def fit(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Windowed:
-    """Train Group MADE; see ``fit_windows``."""
+    """Train Group MADE; see ``fit_windows``. Explained in chapter 9."""
     return fit_windows(recipe, clips, GroupMADE, device=device, out=out, progress=progress)

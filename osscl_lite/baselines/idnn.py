@@ -30,7 +30,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class IDNNRecipe(WindowRecipe):
-    """All of IDNN; the middle one of ``context`` frames is hidden."""
+    """All of IDNN; the middle one of ``context`` frames is hidden. Explained in chapter 9."""
 
     name: str = "idnn"
     size: str = "paper"
@@ -38,7 +38,7 @@ class IDNNRecipe(WindowRecipe):
 
 
 def recipe(size: str = "paper") -> IDNNRecipe:
-    """The recipe at a size: "paper", "book", "tiny" or "features"."""
+    """The recipe at a size: "paper", "book", "tiny" or "features". Explained in chapter 9."""
     return IDNNRecipe(size=size, **SIZES[size])
 
 
@@ -88,5 +88,5 @@ def fit(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Windowed:
-    """Train IDNN; see ``fit_windows``."""
+    """Train IDNN; see ``fit_windows``. Explained in chapter 9."""
     return fit_windows(recipe, clips, IDNN, device=device, out=out, progress=progress)

@@ -35,7 +35,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class MobileNetV2Recipe(WindowRecipe):
-    """All of the MobileNetV2 classifier; ``width`` multiplies the channels of its blocks."""
+    """All of the MobileNetV2 classifier; ``width`` multiplies the channels of its blocks. Explained in chapter 9."""
 
     name: str = "mobilenetv2"
     size: str = "paper"
@@ -48,7 +48,7 @@ class MobileNetV2Recipe(WindowRecipe):
 
 
 def recipe(size: str = "paper") -> MobileNetV2Recipe:
-    """The recipe at a size: "paper", "book", "tiny" or "features"."""
+    """The recipe at a size: "paper", "book", "tiny" or "features". Explained in chapter 9."""
     return MobileNetV2Recipe(size=size, **SIZES[size])
 
 
@@ -101,5 +101,5 @@ def fit(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Windowed:
-    """Train the classifiers; see ``fit_windows``."""
+    """Train the classifiers; see ``fit_windows``. Explained in chapter 9."""
     return fit_windows(recipe, clips, MobileNetV2, device=device, out=out, progress=progress)

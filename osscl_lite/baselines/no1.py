@@ -18,6 +18,7 @@ from osscl_lite.baselines import group_made, mobilenetv2
 from osscl_lite.baselines.group_made import GroupMADERecipe
 from osscl_lite.baselines.mobilenetv2 import MobileNetV2Recipe
 from osscl_lite.baselines.windows import Windowed
+from osscl_lite.data import training_clips
 from osscl_lite.detector import Scorer
 
 OWN = ("context", "stride", "epochs", "batch_size", "learning_rate", "hidden")  # what Group MADE does not share
@@ -25,7 +26,9 @@ OWN = ("context", "stride", "epochs", "batch_size", "learning_rate", "hidden")  
 
 @dataclass(frozen=True)
 class No1Recipe(MobileNetV2Recipe):
-    """All of the classifier, and what of Group MADE differs from it, as ``made_`` and the field."""
+    """All of the classifier, and what of Group MADE differs from it, as ``made_`` and the field. Explained in chapter
+    9.
+    """
 
     name: str = "no1"
     made_context: int = 5
@@ -48,7 +51,7 @@ class No1Recipe(MobileNetV2Recipe):
 
 
 def recipe(size: str = "paper") -> No1Recipe:
-    """The recipes of both parts at a size, "paper", "book", "tiny" or "features", as one."""
+    """The recipes of both parts at a size, "paper", "book", "tiny" or "features", as one. Explained in chapter 9."""
     made = group_made.recipe(size)
     both = mobilenetv2.recipe(size).to_dict() | {f"made_{field}": getattr(made, field) for field in OWN}
     return No1Recipe.from_dict(both | dict(name="no1"))
@@ -100,8 +103,10 @@ def fit(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> No1:
-    """Train both parts, each as ``fit_windows`` does in a folder of its own below ``out``, and fuse them."""
-    clips = clips[(clips["split"] == "train") & (clips["label"] == "normal")].reset_index(drop=True)
+    """Train both parts, each as ``fit_windows`` does in a folder of its own below ``out``, and fuse them. Explained in
+    chapter 9.
+    """
+    clips = training_clips(clips)
     options = dict(device=device, progress=progress)
     folders = [None if out is None else Path(out) / name for name in ("classifier", "made")]
     classifier = mobilenetv2.fit(recipe.classifier, clips, out=folders[0], **options)

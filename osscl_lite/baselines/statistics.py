@@ -16,7 +16,7 @@ from osscl_lite.recipe import Recipe
 
 
 def mean_log_mel(recipe: Recipe, clips: pd.DataFrame) -> np.ndarray:
-    """Log-Mel (or another precomputed picture) of each clip averaged over time: (N, bands), dB.
+    """Log-Mel (or another precomputed picture) of each clip averaged over time: (N, bands), dB. Explained in chapter 2.
 
     For pictures that are no Log-Mels nothing is averaged: the vector is the whole picture, (N, bands * frames).
     """
@@ -35,7 +35,8 @@ def mean_log_mel(recipe: Recipe, clips: pd.DataFrame) -> np.ndarray:
 def mahalanobis(
     train: np.ndarray, train_machines: np.ndarray, test: np.ndarray, test_machines: np.ndarray
 ) -> np.ndarray:
-    """Squared Mahalanobis distance to the clip's own machine ID (covariance after Ledoit and Wolf 2004).
+    """Squared Mahalanobis distance to the clip's own machine ID (covariance after Ledoit and Wolf 2004). Explained in
+    chapters 2 and 6.
 
     Args:
         train: vectors of normal training clips, (N, D); ``train_machines`` their machine names, (N,).
@@ -55,7 +56,7 @@ def mahalanobis(
 def nearest_neighbour(
     train: np.ndarray, train_machines: np.ndarray, test: np.ndarray, test_machines: np.ndarray, metric: str
 ) -> np.ndarray:
-    """Distance to the nearest training clip of the same machine ID.
+    """Distance to the nearest training clip of the same machine ID. Explained in chapter 6.
 
     Args:
         train, train_machines, test, test_machines: as for ``mahalanobis``.

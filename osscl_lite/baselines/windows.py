@@ -4,7 +4,6 @@ IDNN, Group MADE, the MobileNetV2 classifier and Glow_Aff differ in the network 
 share stands here: cutting clips into windows, one training loop, the mean over a clip's windows as its score.
 """
 
-import json
 import re
 import time
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from osscl_lite.cpu import kept_memory
-from osscl_lite.data import fingerprint, machine_names, take
+from osscl_lite.data import fingerprint, hall_version, machine_names, take, training_clips
 from osscl_lite.detector import Scorer, Standardise, check_format, read_inputs
 from osscl_lite.errors import BadInput
 from osscl_lite.features import LogMel, frames_of
-from osscl_lite.files import read_tensors, write_tensors
+from osscl_lite.files import check_identity, fitting, read_tensors, write_tensors
 from osscl_lite.recipe import Values
 from osscl_lite.training import fit_input, pick_device
 
@@ -183,12 +182,9 @@ class Windowed(Scorer, nn.Module):
         """
         tensors, about = read_tensors(Path(path), "baseline")
         check_format(path, about)
-        try:
+        with fitting(path, network.__name__):
             model = cls(network.recipe_type.from_dict(about["recipe"]), about["machines"], network)
             model.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise BadInput(f"{path}: the weights do not fit {network.__name__} ({reason}); save it again") from None
         model.hall_version = about["hall_version"]
         return model.to(device)
 
@@ -218,7 +214,7 @@ def fit_windows(
             that is no longer finite.
     """
     device, out = pick_device(device), None if out is None else Path(out)
-    clips = clips[(clips["split"] == "train") & (clips["label"] == "normal")].reset_index(drop=True)
+    clips = training_clips(clips)
     if clips.empty:
         raise BadInput("the table has no normal clips of split train: nothing to learn from")
     for kind in clips["machine_type"].unique():
@@ -230,8 +226,7 @@ def fit_windows(
     labels = model.machine_labels(clips)
     if recipe.input == "features":
         model.standardise.fit(torch.from_numpy(inputs))
-    versions = {path.split("/")[2] for path in clips["path"] if path.startswith("hall://")}
-    model.hall_version = versions.pop() if len(versions) == 1 else None
+    model.hall_version = hall_version(clips)
     model.to(device)
     log: list[dict[str, Any]] = []
     with kept_memory(), tqdm(total=len(model.networks) * recipe.epochs, disable=not progress, unit="epoch") as bar:
@@ -302,8 +297,6 @@ def _read_type(path: Path, network: Network, identity: dict[str, Any]) -> list[d
         BadInput: if the file is damaged or belongs to another recipe or other clips.
     """
     tensors, about = read_tensors(path, "checkpoint")
-    if about.get("identity") != json.loads(json.dumps(identity)):
-        different = [key for key in identity if about.get("identity", {}).get(key) != identity[key]]
-        raise BadInput(f"{path}: from a run with another {', '.join(different)}; give another folder, or delete it")
+    check_identity(path, about, identity)
     network.load_state_dict(tensors)
     return about["log"]

@@ -29,7 +29,7 @@ _FAMILIES = {"fan": _PLAIN, "pump": _PLAIN, "slider": _PLAIN, "valve": _PLAIN, "
 
 
 def siblings() -> list[tuple[str, str]]:
-    """Pairs of machines that are made nearly alike, by name ("fan/id_00", "fan/id_02")."""
+    """Pairs of machines that are made nearly alike, by name ("fan/id_00", "fan/id_02"). Explained in chapter 1."""
     return [
         (f"{kind}/id_{head:02d}", f"{kind}/id_{member:02d}")
         for kind in _FAMILIES

@@ -25,7 +25,7 @@ ALLOWED = {
 
 
 def features_table(root: str | Path) -> pd.DataFrame:
-    """The clips of a folder of features, one row a clip, as ``clips.csv`` lists them.
+    """The clips of a folder of features, one row a clip, as ``clips.csv`` lists them. Explained in chapter 6.
 
     Args:
         root: the folder. ``clips.csv`` needs the columns file, index, machine_type, machine_id, split, label;
@@ -72,7 +72,7 @@ def features_table(root: str | Path) -> pd.DataFrame:
 
 
 def load_features(clips: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """The features of every row of a table.
+    """The features of every row of a table. Explained in chapter 6.
 
     Args:
         clips: rows of ``features_table``, N of them, in any order.

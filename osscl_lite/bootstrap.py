@@ -1,4 +1,5 @@
-"""How far a difference between two systems could be luck of the test clips: a paired bootstrap. Explained in chapter 9.
+"""How far a difference between two systems could be luck of the test clips: a paired bootstrap.
+Explained in chapters 8 and 9.
 
 What varies: the test clips, drawn with replacement among those of the same machine ID and label; clips of one
 ``background`` are drawn together. What does not: the trained systems and their seeds, taken as they were drawn; how
@@ -81,8 +82,8 @@ def resampled_auc(
 
 
 def machine_draws(clips: pd.DataFrame, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """AUC and pAUC of each machine ID in each draw; machine IDs without both kinds of clips are left out. Explained in
-    chapter 9.
+    """AUC and pAUC of each machine ID in each draw; machine IDs without both kinds of clips are left out.
+    Explained in chapter 9.
 
     Args:
         clips: N test clips; ``scores``: (N,); ``weights``: (D, N) of ``draw_weights``.
@@ -129,8 +130,8 @@ def over_types(drawn: dict[str, np.ndarray], measure: str, machine_type: str = "
 def paired_interval(
     first: Sequence[np.ndarray], second: Sequence[np.ndarray], level: float = LEVEL
 ) -> tuple[float, float, float, float]:
-    """Difference of two systems, its interval over draws of the clips, and its scatter over seeds. Explained in
-    chapters 8 and 9.
+    """Difference of two systems, its interval over draws of the clips, and its scatter over seeds.
+    Explained in chapters 8 and 9.
 
     Args:
         first, second: for each seed the same measure in each draw, (D,), draw 0 the clips as they are; place by place

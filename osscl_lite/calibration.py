@@ -2,7 +2,7 @@
 
 Two simple measures decide, and no score of any system of the tables: how well a Gaussian model of a machine's mean
 Log-Mel vectors finds its faulty clips, and how often a plain softmax classifier of machine IDs still names the own ID
-of a clip. Beside them stand statistics of the sound itself. Explained in the appendix "How real is the hall?".
+of a clip. Beside them stand statistics of the sound itself. Explained in the appendix on the hall.
 
     python -m osscl_lite.calibration
 
@@ -239,6 +239,7 @@ def _mel_centres(bands: int) -> np.ndarray:
 
 def statistics(waveforms: np.ndarray, machines: np.ndarray) -> dict:
     """Statistics of sound that say how real it is, of normal clips. Log-Mel of 128 bands, n_fft 1024, hop 512, in dB.
+    Explained in the appendix on the hall.
 
     Args:
         waveforms: int16, (N, L).
@@ -304,7 +305,7 @@ def statistics(waveforms: np.ndarray, machines: np.ndarray) -> dict:
 
 
 def measure(size: str = "book", seed: int = 0) -> dict:
-    """The calibration table of the hall. Explained in the appendix "How real is the hall?".
+    """The calibration table of the hall. Explained in the appendix on the hall.
 
     Args:
         size: "book", for the targets; "tiny" only shows that the command runs.

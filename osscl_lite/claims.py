@@ -1,4 +1,5 @@
-"""What the paper concludes from its tables, asked of the records: each difference with its interval. See chapter 9.
+"""What the paper concludes from its tables, asked of the records: each difference with its interval.
+Explained in chapter 9.
 
 Also what can be asked of the same records beside the tables: which printed averages follow from their rows, pooled
 against per-ID averages, the ways of scoring, the choice of the epoch, the scatter over seeds.
@@ -209,6 +210,26 @@ def compare(
     return found | dict(seeds=len(pairs), one=first[:, 0].tolist(), other=second[:, 0].tolist())
 
 
+def beyond_luck(found: dict[str, Any] | pd.Series) -> int | None:
+    """Which of two systems is ahead, if neither the luck of the clips nor that of the seed explains the difference.
+    Explained in chapter 9.
+
+    A sign counts only if the interval over draws of the clips leaves out zero and the difference exceeds Student's 95 %
+    half-width over the seeds, t * sd / sqrt(seeds). This does not correct for asking often.
+
+    Args:
+        found: what ``compare`` gives, or a row of ``differences``: difference, low, high, sd, seeds.
+
+    Returns:
+        1 or -1, the sign of the difference; 0 where luck may explain it; None for fewer than two seeds: no scatter.
+    """
+    if found["seeds"] < 2:
+        return None
+    luck = student.ppf(0.975, found["seeds"] - 1) * found["sd"] / found["seeds"] ** 0.5
+    decided = found["low"] * found["high"] > 0 and abs(found["difference"]) > luck
+    return int(np.sign(found["difference"])) if decided else 0
+
+
 def differences_text(records: Records, table: int) -> str:
     """``differences`` as text, sentence by sentence; on features also by 1-NN."""
     lines = [f"What the paper concludes from Table {TABLES[table]}: differences in points, per-ID means, measured with"
@@ -290,8 +311,8 @@ _AVERAGES = {"AUC": (2, "Average AUC"), "pAUC": (2, "Average pAUC"), "mAUC": (4,
 
 
 def by_method(records: Records, systems: list[str]) -> pd.DataFrame:
-    """Every way of scoring the same detectors: average over types of per-ID means, development test clips. Explained in
-    chapter 9.
+    """Every way of scoring the same detectors: average over types of per-ID means, development test clips.
+    Explained in chapter 9.
 
     Returns:
         Columns system, method, measure ("AUC", "pAUC", "mAUC"), value, sd, seeds, and gain, gain_sd: over the paper's

@@ -2,8 +2,8 @@
 
 There the network's time goes into memory traffic more than into arithmetic. PyTorch normalises, stores, rectifies,
 stores, and comes back the same way; its PReLU gradient alone is a third of a step. Here each direction reads its
-tensors twice and stores once. Numba compiles the loops when they are first used, without a C++ compiler. Told in
-the appendix on speed.
+tensors twice and stores once. Numba compiles the loops when they are first used, without a C++ compiler.
+Explained in the appendix on speed.
 """
 
 import contextlib
@@ -192,6 +192,7 @@ def fits(x: Tensor, norm: nn.BatchNorm2d) -> bool:
 
 def norm_prelu(x: Tensor, norm: nn.BatchNorm2d, prelu: nn.PReLU | None = None) -> Tensor:
     """PReLU(BatchNorm(x)) in training, running statistics included; without ``prelu`` the BatchNorm alone.
+    Explained in the appendix on speed.
 
     Args:
         x: channels-last float32 on a CPU, (N, C, H, W), for which ``fits`` holds.
@@ -237,6 +238,7 @@ class Memory:
 @contextlib.contextmanager
 def kept_memory() -> Iterator[None]:
     """Keep freed blocks for the next step instead of giving them back to the system after each; on glibc only.
+    Explained in the appendix on speed.
 
     By default glibc maps large blocks anew each time, and the system clears every page before it is used. On leaving,
     large blocks go back again, and what is free goes at once.

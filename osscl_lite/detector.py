@@ -164,6 +164,9 @@ class Detector(Scorer, nn.Module):
         classes: the names of the machine IDs in class order, or how many there are.
 
     Attributes:
+        recipe: what it was built from.
+        machines: names of the machine IDs, such as "fan/id_00"; machine labels count in this order.
+        class_weight: the centres of the machine IDs, (C, E), of any length.
         log: one row an epoch after ``fit``, else None.
         watched: after a ``fit`` that watched clips, the scores of its moving average after each epoch, (epochs, N).
         earlier: after a training in stages the detectors of those before, else none. Not part of what ``save`` writes.
@@ -252,16 +255,16 @@ class Detector(Scorer, nn.Module):
 
     @torch.no_grad()
     def score_embeddings(self, z: Tensor, machine_labels: Tensor, margin: float | None = None) -> Tensor:
-        """The score from embeddings; ``margin=0`` gives plain cross-entropy: (B, E), (B,) -> (B,). Explained in chapter
-        6.
+        """The score from embeddings; ``margin=0`` gives plain cross-entropy: (B, E), (B,) -> (B,).
+        Explained in chapter 6.
         """
         machine_labels = torch.as_tensor(machine_labels, device=self.device)
         logits = self.logits(z.to(self.device), machine_labels, margin)
         return functional.cross_entropy(logits, machine_labels, reduction="none")
 
     def save(self, path: str | Path) -> None:
-        """Write weights, recipe and machine names as one .safetensors file, whole or not at all. Explained in chapter
-        5.
+        """Write weights, recipe and machine names as one .safetensors file, whole or not at all.
+        Explained in chapter 5.
         """
         write_tensors(Path(path), self.state_dict(), self.about())
 

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 
 
 class BadInput(ValueError):
-    """Input that cannot be used. The message is one line that names the file and says what to do."""
+    """Input that cannot be used. The message is one line that names the file and says what to do.
+    Explained in chapter 1.
+    """
 
 
 class BadClips(BadInput):
-    """Some rows of a table of clips cannot be used; the others can.
+    """Some rows of a table of clips cannot be used; the others can. Explained in chapter 1.
 
     Attributes:
         problems: row position in the table (0, 1, ...) -> the line about that row.

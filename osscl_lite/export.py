@@ -1,4 +1,4 @@
-"""A detector as one ONNX file, front end included, and a reader of such files. Told in the appendix on speed.
+"""A detector as one ONNX file, front end included, and a reader of such files. Explained in the appendix on speed.
 
 The graph computes what ``Detector.score`` computes, in operators that ONNX Runtime is quick at. Its operators for the
 short-time Fourier transform, PReLU and one-dimensional convolutions are slow on a CPU: each of the first four classes
@@ -167,7 +167,7 @@ class Graph(nn.Module):
 
 
 def export(model: Detector, path: str | Path) -> None:
-    """Write a detector as one ONNX file, whole or not at all.
+    """Write a detector as one ONNX file, whole or not at all. Explained in the appendix on speed.
 
     Inputs: ``waveforms`` (B, L), float32 in [-1, 1], of exactly the recipe's samples (or ``pictures`` (B, bands,
     frames) for a recipe of precomputed features), and ``machine_labels`` (B,), int64. Outputs: ``scores`` (B,) and
@@ -210,6 +210,7 @@ def write_graph(graph: Graph, path: Path) -> None:
 
 class OnnxDetector(Scorer):
     """A detector that ``export`` wrote, run by ONNX Runtime on the CPU, with as many threads as PyTorch has.
+    Explained in the appendix on speed.
 
     It scores and embeds as ``Detector`` does, and refuses what that refuses.
     """

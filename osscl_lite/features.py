@@ -17,12 +17,12 @@ MEL_SCALES: dict[str, dict[str, str | None]] = {
 
 
 def frames_of(samples: int, hop: int = 512) -> int:
-    """Number of centred frames of a clip: 313 for the paper's 160,000 samples at hop 512."""
+    """Number of centred frames of a clip: 313 for the paper's 160,000 samples at hop 512. Explained in chapter 2."""
     return 1 + samples // hop
 
 
 class LogMel(nn.Module):
-    """Log-Mel spectrogram in dB: (B, L) -> (B, bands, 1 + L // hop).
+    """Log-Mel spectrogram in dB: (B, L) -> (B, bands, 1 + L // hop). Explained in chapter 2.
 
     torchaudio's ``MelSpectrogram`` with the Slaney scale and norm, power 2, zero padding, then 10 log10 with a floor of
     1e-10: silence is -100 dB, and nothing depends on the loudest frame of the clip. Waveforms lie in [-1, 1].
@@ -73,7 +73,7 @@ def tagram(log_mel: Tensor) -> Tensor:
 
 
 class TgramNet(nn.Module):
-    """Tgram, the temporal feature of STgram-MFN: (B, L) -> (B, bands, frames).
+    """Tgram, the temporal feature of STgram-MFN: (B, L) -> (B, bands, frames). Explained in chapter 2.
 
     One long convolution per frame, then three rounds of LayerNorm over the frames, LeakyReLU and a short convolution.
     """
@@ -96,6 +96,7 @@ class TgramNet(nn.Module):
 
 class TFgramNet(nn.Module):
     """TFgram, the paper's learned time-frequency feature (Table I): (B, L) -> (B, bands, frames).
+    Explained in chapter 2.
 
     Args:
         bands: channels of the last two blocks, the picture's height (128 in the paper).
@@ -135,11 +136,14 @@ def convolution(
 
 
 class FrontEnd(nn.Module):
-    """Stack the channels of a front end into one picture (paper, eq. 3).
+    """Stack the channels of a front end into one picture (paper, eq. 3). Explained in chapter 2.
 
     Args:
         name: one of ``FRONT_ENDS``.
-        bands, frames: the picture's size; ``width``: the stem of TFgram; ``hop``: the stride of Tgram.
+        bands: height of the picture.
+        frames: width of the picture.
+        width: channels of TFgram's stem.
+        hop: stride of Tgram, samples.
 
     Shapes:
         waveforms (B, L), log_mel (B, bands, frames) -> (B, channels, bands, frames). Log-Mels come ready made: they do

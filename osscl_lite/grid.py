@@ -1,4 +1,4 @@
-"""Many at once: a grid of training runs, and the scores of a large archive. Told in the appendix on speed.
+"""Many at once: a grid of training runs, and the scores of a large archive. Explained in the appendix on speed.
 
 One process does both, one piece after the other. With more workers the pieces are tasks on a Ray cluster: the one at
 RAY_ADDRESS (its machines need this package and the same folders), else one that lives on this machine as long as the
@@ -44,7 +44,7 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a grid, as plain data.
+    """One run of a grid, as plain data. Explained in the appendix on speed.
 
     Attributes:
         recipe: what to train, of any of ``SYSTEMS``.
@@ -67,7 +67,7 @@ class Job:
 def run_grid(
     jobs: Sequence[Job], to: Path, out: Path, workers: int = 1, device: str = "auto", say: Callable[[str], None] = print
 ) -> dict[str, str]:
-    """Train and record every job that has no record yet; told in the appendix on speed.
+    """Train and record every job that has no record yet. Explained in the appendix on speed.
 
     Args:
         jobs: the runs; the same one twice counts once.
@@ -190,6 +190,7 @@ def run_job(job: Job, to: Path, out: Path, device: str) -> Ended:
 
 def score_table(model: Path, device: str, clips: pd.DataFrame, workers: int = 1) -> tuple[np.ndarray, dict[int, str]]:
     """Score a table of clips in parts, in bounded memory and without a copy of the sound in the cache.
+    Explained in the appendix on speed.
 
     Parts have 256 clips of sound; precomputed features are one part. They are the same for any number of workers.
 

@@ -1,4 +1,5 @@
-"""What clips that share a background do to a split: ``python -m osscl_lite.leak``. Told in the appendix on real data.
+"""What clips that share a background do to a split: ``python -m osscl_lite.leak``.
+Explained in the appendix on real data.
 
 One noise may lie under a clip of each machine ID; a split that takes such a group apart shows a learner the test clips.
 """
@@ -25,8 +26,8 @@ LESS = "spectrogram less its mean spectrum"
 
 
 def measure(root: Path, seeds: int) -> dict[str, Any]:
-    """How often neighbours share a background, and what four simple detectors make of each split. Explained in the
-    appendix on real data.
+    """How often neighbours share a background, and what four simple detectors make of each split.
+    Explained in the appendix on real data.
 
     Args:
         root: a folder of features with a column background, see ``data.precomputed``.

@@ -1,4 +1,6 @@
-"""Mixup, ArcFace, Noisy-ArcMix and the noisy supervised contrastive loss. Explained in chapter 3, CLP-SCF's in 8."""
+"""Mixup, ArcFace, Noisy-ArcMix and the noisy supervised contrastive loss. Explained in chapter 3,
+CLP-SCF's in chapter 8.
+"""
 
 from math import cos, pi, sin
 
@@ -10,7 +12,7 @@ from torch.nn import functional
 def mixup(
     waveforms: Tensor | None, log_mel: Tensor, y: Tensor, lam: float | Tensor, permutation: Tensor
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Mix each clip with another of the batch, sound and dB Log-Mel alike (paper, II-A).
+    """Mix each clip with another of the batch, sound and dB Log-Mel alike (paper, II-A). Explained in chapter 3.
 
     Args:
         waveforms: (B, L), or None where the front end needs no sound.
@@ -28,6 +30,7 @@ def mixup(
 
 def arcface_logits(z: Tensor, weight: Tensor, y_a: Tensor, margin: float, scale: float = 30.0) -> Tensor:
     """ArcFace logits: cosines to the class weights, with an angular margin on the class y_a (Deng et al. 2019).
+    Explained in chapter 3.
 
     The margin turns cos(theta) into cos(theta + margin) while theta + margin < pi; beyond that it subtracts
     margin * sin(margin), so that the logit keeps falling.
@@ -37,7 +40,7 @@ def arcface_logits(z: Tensor, weight: Tensor, y_a: Tensor, margin: float, scale:
         weight: class weights, (C, E); their length does not matter.
         y_a: machine labels before mixup, (B,).
         margin: m, radians.
-        scale: s.
+        scale: the factor s of the logits.
 
     Returns:
         Logits, (B, C).
@@ -50,11 +53,12 @@ def arcface_logits(z: Tensor, weight: Tensor, y_a: Tensor, margin: float, scale:
 
 
 def noisy_arcmix(logits: Tensor, y_a: Tensor, y_b: Tensor, lam: float | Tensor) -> Tensor:
-    """Noisy-ArcMix (eq. 2): the margin sits on y_a in both terms.
+    """Noisy-ArcMix (eq. 2): the margin sits on y_a in both terms. Explained in chapter 3.
 
     Args:
         logits: ``arcface_logits`` with the margin on y_a, (B, C).
-        y_a, y_b: machine labels before mixup and of the clips mixed in, (B,).
+        y_a: machine labels before mixup, (B,).
+        y_b: machine labels of the clips mixed in, (B,).
         lam: lambda of the batch.
 
     Returns:
@@ -86,7 +90,7 @@ def supcon(z: Tensor, y: Tensor, temperature: float = 0.1) -> Tensor:
 
 
 def noisy_supcon(z: Tensor, y_a: Tensor, temperature: float = 0.02) -> Tensor:
-    """Noisy supervised contrastive loss (eq. 1), as the authors' program takes it.
+    """Noisy supervised contrastive loss (eq. 1), as the authors' program takes it. Explained in chapter 3.
 
     Args:
         z: perturbed embeddings on the unit sphere, (B, E).

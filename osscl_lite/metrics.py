@@ -6,7 +6,9 @@ from numpy.typing import ArrayLike
 
 
 def auc(anomalous: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the ROC curve: how often an anomalous clip scores above a normal one. NaN if one kind is missing."""
+    """Area under the ROC curve: how often an anomalous clip scores above a normal one. NaN if one kind is missing.
+    Explained in chapter 6.
+    """
     anomalous = np.asarray(anomalous, bool)
     if not 0 < anomalous.sum() < len(anomalous):
         return float("nan")
@@ -15,7 +17,9 @@ def auc(anomalous: ArrayLike, scores: ArrayLike) -> float:
 
 
 def pauc(anomalous: ArrayLike, scores: ArrayLike, max_fpr: float = 0.1) -> float:
-    """Partial AUC up to a false positive rate, standardised so that 0.5 is chance (McClish 1989)."""
+    """Partial AUC up to a false positive rate, standardised so that 0.5 is chance (McClish 1989).
+    Explained in chapter 6.
+    """
     anomalous = np.asarray(anomalous, bool)
     if not 0 < anomalous.sum() < len(anomalous):
         return float("nan")
@@ -46,7 +50,7 @@ def roc(anomalous: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray
 
 
 def evaluate(scores: ArrayLike, clips: pd.DataFrame) -> pd.DataFrame:
-    """Score table of a detector: one row per machine ID, two per type, two for all.
+    """Score table of a detector: one row per machine ID, two per type, two for all. Explained in chapter 6.
 
     The DCASE protocol averages AUC and pAUC over the IDs of a type (``mean``); the authors' program puts all scores of
     a type on one ROC curve (``pooled``). Both stand here by name. mAUC is the minimum over the IDs of a type.
@@ -122,6 +126,7 @@ def _least(rows: list[dict]) -> float:
 
 def by_band(scores: ArrayLike, clips: pd.DataFrame) -> pd.DataFrame:
     """AUC by fault band: the anomalous clips of one band against all normal clips of their ID, averaged over IDs.
+    Explained in chapter 6.
 
     Args:
         scores: one a row of ``clips``.
@@ -146,7 +151,7 @@ def by_band(scores: ArrayLike, clips: pd.DataFrame) -> pd.DataFrame:
 
 
 def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Mean and half-width of Student's t interval over repeated runs (seeds).
+    """Mean and half-width of Student's t interval over repeated runs (seeds). Explained in chapter 5.
 
     Returns:
         (mean, half-width); the half-width is NaN for a single run.

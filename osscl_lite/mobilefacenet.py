@@ -62,7 +62,7 @@ class Bottleneck(nn.Module):
 
 
 class MobileFaceNet(nn.Module):
-    """Picture to embedding: (B, in_channels, bands, frames) -> (B, embedding).
+    """Picture to embedding: (B, in_channels, bands, frames) -> (B, embedding). Explained in chapter 2.
 
     Args:
         in_channels: 1 (Log-Mel), 2 (STgram) or 3 (TFSTgram).

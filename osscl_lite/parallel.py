@@ -1,4 +1,4 @@
-"""Several processes that train one detector together, started by torchrun. Told in the appendix on speed.
+"""Several processes that train one detector together, started by torchrun. Explained in the appendix on speed.
 
 Each takes its share of every batch through the network. The embeddings are gathered before the losses, because the
 contrastive loss compares every clip of the batch with every other: N processes with B / N clips each then have the
@@ -46,7 +46,9 @@ def first_process() -> bool:
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of one training: how many, which of them this is, and a store of names that they share."""
+    """The processes of one training: how many, which of them this is, and a store of names that they share.
+    Explained in the appendix on speed.
+    """
 
     rank: int = 0
     size: int = 1

@@ -7,7 +7,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.Lea
 
 
 class FeaturePerturbationHead(nn.Sequential):
-    """Squeeze an embedding through R values and stretch it back: h(x) = BN(a(W2 BN(a(W1 x)))).
+    """Squeeze an embedding through R values and stretch it back: h(x) = BN(a(W2 BN(a(W1 x)))). Explained in chapter 4.
 
     Both losses, and the score, use its output after L2 normalisation. Nothing asks it to give x back.
 
@@ -33,5 +33,5 @@ class FeaturePerturbationHead(nn.Sequential):
 
 
 def unit_sphere(x: Tensor) -> Tensor:
-    """L2-normalise each row: (B, E) -> (B, E) with norm 1."""
+    """L2-normalise each row: (B, E) -> (B, E) with norm 1. Explained in chapter 4."""
     return functional.normalize(x, dim=1)

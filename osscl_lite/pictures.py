@@ -1,4 +1,4 @@
-"""Training clips where the network can have them without waiting. Told in the appendix on speed."""
+"""Training clips where the network can have them without waiting. Explained in the appendix on speed."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +20,7 @@ CHUNK = 256  # clips whose Log-Mels are computed, or which are uploaded, at a ti
 
 class Pictures:
     """dB Log-Mels, computed once, and int16 sound where the front end learns from it.
+    Explained in the appendix on speed.
 
     Both lie on the device if they fit. Else the sound stays in its memory-mapped file, and a thread reads the next
     batch into pinned memory while the device computes; if not even the Log-Mels fit, they are computed from that batch.
@@ -106,7 +107,9 @@ def room_for_clips(device: torch.device, reserve: int) -> int:
 
 
 def step_bytes(model: Detector, batch_size: int) -> int:
-    """Bytes that a float32 training step keeps for its backward pass, counted on tensors without content."""
+    """Bytes that a float32 training step keeps for its backward pass, counted on tensors without content.
+    Explained in the appendix on speed.
+    """
     recipe, kept = model.recipe, {}
 
     def note(tensor: Tensor) -> Tensor:

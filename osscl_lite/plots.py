@@ -62,7 +62,7 @@ def _axes(ax: Axes | None, width: float, height: float) -> Axes:
 
 @styled
 def panels(rows: int, columns: int, *, width: float = 8.0, height: float = 3.0, **options: Any) -> np.ndarray:
-    """Axes of a new figure in the book's style, (rows, columns).
+    """Axes of a new figure in the book's style, (rows, columns). Used from chapter 1 on.
 
     Args:
         rows, columns: how many panels.
@@ -73,7 +73,7 @@ def panels(rows: int, columns: int, *, width: float = 8.0, height: float = 3.0, 
 
 
 def mel(hertz: ArrayLike) -> np.ndarray:
-    """Slaney's Mel scale: linear up to 1 kHz, logarithmic above."""
+    """Slaney's Mel scale: linear up to 1 kHz, logarithmic above. Explained in chapter 2."""
     hertz = np.asarray(hertz, float)
     return np.where(hertz < 1000, hertz * 3 / 200, 15 + 27 * np.log(np.maximum(hertz, 1) / 1000) / np.log(6.4))
 
@@ -82,7 +82,7 @@ def mel(hertz: ArrayLike) -> np.ndarray:
 def waveform(
     samples: ArrayLike, ax: Axes | None = None, *, title: str = "", colour: str = BLUE, sample_rate: int = SAMPLE_RATE
 ) -> Axes:
-    """Sound pressure over time.
+    """Sound pressure over time. Explained in chapter 1.
 
     Args:
         samples: (L,), int16 or float in [-1, 1].
@@ -278,6 +278,7 @@ def confusion(matrix: ArrayLike, names: Sequence[str], ax: Axes | None = None, *
 @styled
 def auc_intervals(table: pd.DataFrame, ax: Axes | None = None, *, title: str = "", axis: str = "AUC") -> Axes:
     """AUC of several systems side by side, with intervals where there are some, and the line of chance.
+    Explained in chapter 6.
 
     Args:
         table: columns system, group, auc, and half_width (of the interval; NaN for none).
@@ -312,7 +313,8 @@ STEPS = {
 
 @styled
 def speed_bars(case: dict[str, Any], ax: Axes | None = None, *, title: str = "") -> Axes:
-    """Clips a second of the variants of one case, a bar each, and how many times the first. The appendix on speed.
+    """Clips a second of the variants of one case, a bar each, and how many times the first.
+    Explained in the appendix on speed.
 
     Args:
         case: of ``read_speed("step")`` or "loader"; thin lines are the quartiles over its rounds.
@@ -333,7 +335,8 @@ def speed_bars(case: dict[str, Any], ax: Axes | None = None, *, title: str = "")
 
 @styled
 def roofline(cases: Sequence[dict[str, Any]], ax: Axes | None = None, *, title: str = "") -> Axes:
-    """Operations a second over operations a byte: the machine's roof, and what steps reach. The appendix on speed.
+    """Operations a second over operations a byte: the machine's roof, and what steps reach.
+    Explained in the appendix on speed.
 
     Args:
         cases: of ``read_speed("roofline")`` with one number of threads; at most 8.
@@ -362,7 +365,7 @@ def roofline(cases: Sequence[dict[str, Any]], ax: Axes | None = None, *, title: 
 def growth(
     cases: Sequence[dict[str, Any]], grows: str, value: Callable[[dict[str, Any]], float], ax: Axes | None = None
 ) -> Axes:
-    """How a measured value grows, plain and ours. The appendix on speed.
+    """How a measured value grows, plain and ours. Explained in the appendix on speed.
 
     Args:
         cases: of ``read_speed("growth")``.
@@ -382,7 +385,8 @@ def growth(
 def seed_curves(
     curves: dict[str, ArrayLike], ax: Axes | None = None, *, title: str = "", unit: str = "loss (nats)"
 ) -> Axes:
-    """Mean over seeds of several ways to train, with the range of the first one's seeds. The appendix on speed.
+    """Mean over seeds of several ways to train, with the range of the first one's seeds.
+    Explained in the appendix on speed.
 
     Args:
         curves: name -> (seeds, epochs).

@@ -63,7 +63,10 @@ class Values:
 
 @dataclass(frozen=True)
 class Recipe(Values):
-    """One row of the paper's tables at one size. Times are seconds, rates are per step, angles are radians."""
+    """One row of the paper's tables at one size. Explained in chapter 5.
+
+    Times are seconds, rates are per step, angles are radians.
+    """
 
     name: str
     size: str
@@ -157,7 +160,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def recipe(name: str, size: str = "paper") -> Recipe:
-    """Look up a recipe by name.
+    """Look up a recipe by name. Explained in chapter 5.
 
     Args:
         name: ``logmel-osscl``, ``stgram-osscl``, ``tfstgram-osscl``, or ``-arcface`` for the same front end with

@@ -1,4 +1,7 @@
-"""Run, measure, record: one JSON file a run and its scores, read by the chapters. Nothing there was typed by hand."""
+"""Run, measure, record: one JSON file a run and its scores, read by the chapters. Nothing there was typed by hand.
+
+Explained in chapter 5; what the tables make of them, in chapter 9.
+"""
 
 import hashlib
 import io
@@ -76,6 +79,7 @@ def record(
     recipe: Any, clips: pd.DataFrame, data: str, out: Path, folder: Path, device: str = "auto", keep: bool = True
 ) -> dict[str, Any]:
     """Train one system, score it, write ``<name>.json`` and its scores, ``<name>.npz``, to ``folder``.
+    Explained in chapter 5.
 
     A detector is scored in every way of ``METHODS``, another system in its own; that is the paper's score of its row.
 
@@ -202,7 +206,7 @@ class Scores:
 
 
 def read_scores(result: dict[str, Any], folder: Path = RESULTS) -> Scores:
-    """Read the scores of a record, from ``read_results``.
+    """Read the scores of a record, from ``read_results``. Explained in chapter 9.
 
     Raises:
         BadInput: if the file is not there, or is not the one that the record was made with.
@@ -287,7 +291,7 @@ def processor() -> str:
 def read_results(
     data: str, recipe: str, seeds: Sequence[int] | None = None, folder: Path = RESULTS
 ) -> list[dict[str, Any]]:
-    """Read the records of one recipe on one data set.
+    """Read the records of one recipe on one data set. Explained in chapter 5.
 
     Args:
         data: such as "hall-book"; ``recipe``: such as "logmel-osscl" or "logmel-osscl-r16".
@@ -307,12 +311,12 @@ def read_results(
 
 
 def load_recorded(data: str, recipe: str, seed: int, folder: Path = RESULTS) -> Detector:
-    """The detector that a record measured."""
+    """The detector that a record measured. Explained in chapter 5."""
     return Detector.load(folder / f"{data}-{recipe}-seed{seed}.safetensors")
 
 
 def summary(results: Sequence[dict[str, Any]], average: str = "mean", value: str = "auc") -> pd.DataFrame:
-    """Mean over runs with a 95 % interval, a row a method, a column a machine type.
+    """Mean over runs with a 95 % interval, a row a method, a column a machine type. Explained in chapter 6.
 
     Args:
         results: from ``read_results``.
@@ -338,7 +342,8 @@ def summary(results: Sequence[dict[str, Any]], average: str = "mean", value: str
 
 
 def read_speed(section: str, device: str = "cpu", folder: Path = SPEED) -> dict[str, Any]:
-    """Read a section of the measurements of speed, as ``python -m benchmarks`` wrote it. Told in the appendix on speed.
+    """Read a section of the measurements of speed, as ``python -m benchmarks`` wrote it.
+    Explained in the appendix on speed.
 
     Args:
         section: such as "step" or "roofline"; ``device``: "cpu" or "cuda".

@@ -1,4 +1,6 @@
-"""``python -m osscl_lite reproduce``: run what the tables need, record it, print each table beside the paper's."""
+"""``python -m osscl_lite reproduce``: run what the tables need, record it, print each table beside the paper's.
+Explained in chapter 9.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -37,7 +39,7 @@ def reproduce(
     only_list: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, str]:
-    """Run and record what is missing for tables of the paper, then print and write them.
+    """Run and record what is missing for tables of the paper, then print and write them. Explained in chapter 9.
 
     What is recorded is not run again; a run that was stopped goes on. Files: ``tables/<data>-table2.txt`` (what is
     printed), ``-table2.csv`` (``tables.cells``) and ``-table2-differences.csv`` (``claims.differences``) below ``to``.

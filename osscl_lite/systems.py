@@ -1,4 +1,6 @@
-"""Every system of the tables by name: its recipe, and how to fit it. All answer to ``fit`` and ``score_clips``."""
+"""Every system of the tables by name: its recipe, and how to fit it. All answer to ``fit`` and ``score_clips``.
+Explained in chapter 9.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,8 +56,8 @@ def _row(name: str) -> System:
 
 
 def system_of(recipe: Any) -> System:
-    """The system of a recipe; a changed recipe may have a longer name, such as "logmel-osscl-long". Explained in
-    chapter 9.
+    """The system of a recipe; a changed recipe may have a longer name, such as "logmel-osscl-long".
+    Explained in chapter 9.
 
     Raises:
         BadInput: if its name begins with none of ``SYSTEMS``.

@@ -47,7 +47,7 @@ def dots(
     for place, group in enumerate(groups):
         if group not in have:
             across = ax.get_yaxis_transform()
-            ax.text(0.01, place, "no record", transform=across, color=GREY, fontsize=8, va="center")
+            ax.text(0.01, place, "no record", transform=across, color=GREY, fontsize=9, va="center")
     if line is not None:
         ax.axvline(line, color=GREY, linestyle=":", linewidth=1)
     ax.set_yticks(range(len(groups)), groups)
@@ -59,7 +59,7 @@ def dots(
 
 @styled
 def legend_below(ax: Axes, columns: int) -> None:
-    """The legend under the figure, where a narrow screen has room for it; printed first, each entry once."""
+    """The legend below the figure, where narrow screens have room; printed first, each entry once. In chapter 9."""
     found = [each.get_legend_handles_labels() for each in ax.figure.axes]
     entries = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
     ordered = sorted(entries, key=lambda label: label != "printed")
@@ -98,7 +98,8 @@ def slopes(
 
 @styled
 def reductions(values: pd.DataFrame, ax: Axes, *, title: str = "", errors: pd.Series | None = None) -> Axes:
-    """AUC over the width of the perturbation head, a line a machine type, the average in black. Table VI, chapter 9.
+    """AUC over the width of the perturbation head, a line a machine type, the average in black. Table VI.
+    Explained in chapter 9.
 
     Args:
         values: AUC in percent, a row a machine type (the last one: Average), a column a reduction.
@@ -125,7 +126,8 @@ def reductions(values: pd.DataFrame, ax: Axes, *, title: str = "", errors: pd.Se
 def costs(
     table: pd.DataFrame, ax: Axes | None = None, *, across: str, up: str, title: str = "", logarithmic: bool = True
 ) -> Axes:
-    """A point a system: what it costs across, what it finds upwards, its name beside it. Table V in chapter 9.
+    """A point a system: what it costs across, what it finds upwards, its name beside it. Table V.
+    Explained in chapter 9.
 
     Args:
         table: columns name, x, y, error (half-length of the bar; NaN for none), kind (a colour; "printed" is open).
@@ -153,26 +155,29 @@ def costs(
 
 
 def _name(ax: Axes, points: pd.DataFrame) -> None:
-    """Write the names beside the points, each at the first place where it covers neither a name nor a point."""
+    """Write the names beside the points, each at the first place where it covers no name, point or bar."""
     ax.figure.draw_without_rendering()  # settles the size of the axes
     scale = 72 / ax.figure.dpi  # points a pixel
     at = ax.transData.transform(points[["x", "y"]].to_numpy(float)) * scale
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
-    right = ax.bbox.x1 * scale
+    reach = points["error"].fillna(0).to_numpy(float)
+    low, high = (ax.transData.transform(np.c_[points["x"], points["y"] + way * reach])[:, 1] * scale for way in (-1, 1))
+    taken = [(x - 4, down - 4, x + 4, up + 4) for (x, _), down, up in zip(at, low, high, strict=True)]
+    left, right = ax.bbox.x0 * scale, ax.bbox.x1 * scale
     for (x, y), row in zip(at, points.itertuples(), strict=True):
-        long = 4.4 * len(row.name)
+        long = 5 * len(row.name)
         places = [(dx, dy) for dy in (3, -10, 14, -21, 25, -32, 36, -43) for dx in (7, -7 - long)]
-        boxes = {(dx, dy): (x + dx, y + dy, x + dx + long, y + dy + 8) for dx, dy in places}
+        boxes = {(dx, dy): (x + dx, y + dy, x + dx + long, y + dy + 9) for dx, dy in places}
         free = [
             place
             for place, box in boxes.items()
-            if box[2] < right + 12
+            if left < box[0]
+            and box[2] < right + 12
             and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
         ]
         place = free[0] if free else places[0]
         taken.append(boxes[place])
         line = dict(arrowstyle="-", color=GREY, linewidth=0.5) if abs(place[1]) > 12 else None
-        ax.annotate(row.name, (row.x, row.y), place, textcoords="offset points", fontsize=8, arrowprops=line)
+        ax.annotate(row.name, (row.x, row.y), place, textcoords="offset points", fontsize=9, arrowprops=line)
 
 
 @styled
@@ -184,7 +189,8 @@ def epoch_curves(
     title: str = "",
     unit: str = "AUC (%)",
 ) -> Axes:
-    """A measure over the epochs of several runs, with the epochs that two ways of choosing take. See chapter 9.
+    """A measure over the epochs of several runs, with the epochs that two ways of choosing take.
+    Explained in chapter 9.
 
     Args:
         curves: name of the run -> (E,).

@@ -99,8 +99,8 @@ SHOWN = {"printed": "printed", "mean": "per-ID mean", "pooled": "pooled", "lowes
 
 @cache
 def printed(table: int) -> pd.DataFrame:
-    """A table as the paper prints it, methods (IV and VI: machine types) down, indexed by the first column. Explained
-    in chapter 9.
+    """A table as the paper prints it, methods (IV and VI: machine types) down, indexed by the first column.
+    Explained in chapter 9.
 
     Raises:
         BadInput: for a number that is none of 2 to 6.
@@ -385,8 +385,8 @@ def _why_no_cell(table: int, column: str) -> str:
 
 
 def layout(frame: pd.DataFrame) -> pd.DataFrame:
-    """``cells`` in the paper's layout, as text: a line for what is printed, and one for each average. Explained in
-    chapter 9.
+    """``cells`` in the paper's layout, as text: a line for what is printed, and one for each average.
+    Explained in chapter 9.
 
     Returns:
         DataFrame indexed by (row, average), columns as printed; "71.23±0.45", or "-" where there is nothing.
@@ -437,8 +437,8 @@ def notes(records: Records, frame: pd.DataFrame) -> list[str]:
 
 
 def table_text(records: Records, table: int) -> str:
-    """A table as text: title, what it was measured on, the paper's layout, notes; on features also by 1-NN. Explained
-    in chapter 9.
+    """A table as text: title, what it was measured on, the paper's layout, notes; on features also by 1-NN.
+    Explained in chapter 9.
     """
     lines = [f"TABLE {TABLES[table]}: {TITLES[table]}", f"Measured on {records.describe()}."]
     with pd.option_context("display.unicode.east_asian_width", False):

@@ -40,8 +40,8 @@ def fit(
     start: Detector | None = None,
     watch: pd.DataFrame | None = None,
 ) -> Detector:
-    """Train a detector on the normal clips of split train. Explained in chapter 5; what makes it fast, in the appendix
-    on speed.
+    """Train a detector on the normal clips of split train.
+    Explained in chapter 5; what makes it fast, in the appendix on speed.
 
     Under torchrun the processes train one detector together: each takes its share of every batch, and the losses see
     the whole batch.
@@ -112,8 +112,8 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """Cosine from the first to the final learning rate, one value an epoch (Loshchilov and Hutter 2017). Explained in
-    chapter 5.
+    """Cosine from the first to the final learning rate, one value an epoch (Loshchilov and Hutter 2017).
+    Explained in chapter 5.
     """
     low = recipe.learning_rate * recipe.final_learning_rate
     flat = round(recipe.flat_epochs * recipe.epochs)
@@ -133,7 +133,7 @@ def hold_out(clips: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
 
 
 class OneStage(nn.Module):
-    """The two losses of a batch (eq. 4): what learns, from clips to loss, in one module.
+    """The two losses of a batch (eq. 4): what learns, from clips to loss, in one module. Explained in chapter 3.
 
     Args:
         model: the detector in training.

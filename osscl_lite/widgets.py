@@ -1,20 +1,24 @@
 """Sounds, pictures and sliders that need no kernel.
 
 ``player``, ``players`` and ``frame_player`` are fragments of HTML that carry all they need: they work on the published
-page, in JupyterLab and in Colab. What there is to move through stands in ``explorers``.
+page, in JupyterLab and in Colab. What there is to move through stands in ``explorers``, ``thresholds`` and
+``clip_explorer``. ``dropdowns`` are the lists to choose from where a kernel runs.
 """
 
 import base64
 import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from html import escape
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
 from IPython.display import HTML
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
@@ -25,15 +29,24 @@ PEAK = 0.8  # largest sample of a played sound: the recordings are far too quiet
 ALONE = "document.querySelectorAll('audio').forEach(other => { if (other !== this) other.pause(); })"  # one at a time
 STRETCH = 'style="width:100%;min-width:0"'
 LOOP = 'loop style="width:min(24rem,100%)"'
+NUMBER = re.compile(r"[-+−]?\d")
 
 
-def webp(figure: Figure, quality: int = 80) -> bytes:
-    """A figure as a WebP picture; the figure is closed, so that a notebook does not show it again."""
-    raw, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(raw, format="png", facecolor="white")
+def webp(figure: Figure, quality: int = 80, colours: int | None = None) -> bytes:
+    """A figure as a WebP picture; the figure is closed, so that a notebook does not show it again.
+
+    Args:
+        quality: 0 to 100.
+        colours: of a drawing with few of them, how many to keep; without blur then, and in fewer bytes.
+    """
+    canvas, small = FigureCanvasAgg(figure), io.BytesIO()
+    figure.set_facecolor("white")
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     plt.close(figure)
-    raw.seek(0)
-    Image.open(raw).convert("RGB").save(small, "WEBP", quality=quality)
+    if colours:
+        picture = picture.quantize(colours, kmeans=1, dither=Image.Dither.NONE).convert("RGB")
+    picture.save(small, "WEBP", quality=quality, lossless=bool(colours))
     return small.getvalue()
 
 
@@ -83,7 +96,7 @@ def picture_tag(picture: bytes, alt: str) -> str:
 
 
 def _gain(gain: float, several: bool) -> str:
-    return f"{'All played' if several else 'Played'} {gain:+.0f} dB against the recording{', alike' * several}."
+    return f"{'All played' if several else 'Played'} {gain:+.0f} dB against the stored clip{'s, alike' * several}."
 
 
 def player(waveform: ArrayLike, label: str, *, sample_rate: int = SAMPLE_RATE) -> HTML:
@@ -120,91 +133,182 @@ def players(sounds: Sequence[tuple[str, ArrayLike]], *, sample_rate: int = SAMPL
     )
 
 
-FRAME_PLAYER = """<div id="{uid}" class="frame-player" role="group" aria-label="{title}">
-<div><label for="{uid}-slider">{title} = <output id="{uid}-value">{label}</output></label></div>
-<div><input id="{uid}-slider" type="range" min="0" max="{last}" step="1" value="{start}" aria-valuetext="{label}"
- data-lm-suppress-shortcuts="true" style="width:min(24rem,100%)"></div>
-<div>{picture}</div>
+SLIDER = """<label for="{uid}-{k}">{title} = <output aria-live="off">{label}</output></label><br>
+<input id="{uid}-{k}" type="range" min="0" max="{last}" step="1" value="{at}" aria-valuetext="{label}"
+ autocomplete="off" data-lm-suppress-shortcuts="true" style="width:100%">"""
+SELECT = """<label for="{uid}-{k}">{title}</label><br>
+<select id="{uid}-{k}" autocomplete="off" data-lm-suppress-shortcuts="true"
+ style="font:inherit;padding:.2rem;max-width:100%">{options}</select>"""
+WORDS = '<p role="status" aria-live="polite" style="margin:.3rem 0;min-height:3em">{}</p>'
+FRAME_PLAYER = """<div id="{uid}" class="frame-player" role="group" aria-label="{title}" style="text-align:left">
+<div style="display:flex;flex-wrap:wrap;gap:.3rem 1.5rem;margin-bottom:.4rem">{controls}</div>
 {sound}
+<div>{picture}</div>
+{words}
 </div>
 <script>(() => {{
 const data = {data}, root = document.getElementById("{uid}");
-const slider = root.querySelector("input"), value = root.querySelector("output");
-const picture = root.querySelector("img"), sound = root.querySelector("audio");
+const controls = [...root.querySelectorAll("input, select")], picture = root.querySelector("img");
+const words = root.querySelector("[role=status]"), sound = root.querySelector("audio");
+const chosen = [...data.labels[{start}]];
 let resume = null;  // where to go on in the next sound; kept while several frames are passed quickly
-slider.addEventListener("input", () => {{
-  const k = Number(slider.value);
-  picture.src = data.pictures[k];
-  picture.alt = data.alts[k];
-  value.textContent = data.labels[k];
-  slider.setAttribute("aria-valuetext", data.labels[k]);
+const fits = (path, length) => path.slice(0, length).every((label, k) => label === chosen[k]);
+const options = (k) => [...new Set(data.labels.filter((path) => fits(path, k)).map((path) => path[k]))];
+const show = (frame) => {{
+  picture.src = data.pictures[frame];
+  picture.alt = data.alts[frame];
+  if (words) words.textContent = data.words[frame];
   if (!sound) return;
   if (!sound.paused) resume = sound.currentTime;
-  sound.src = data.sounds[k];
-  sound.setAttribute("aria-label", data.names[k]);
+  sound.src = data.sounds[frame];
+  sound.setAttribute("aria-label", data.names[frame]);
   sound.onloadedmetadata = () => {{
     if (resume === null) return;
     sound.currentTime = Math.min(resume, sound.duration);
     sound.play().catch(() => {{}});  // the next frame may come before this one plays
     resume = null;
   }};
-}});
+}};
+const offer = (control, k) => {{  // what there is after the choices before it; the same label if it is among that
+  const labels = options(k);
+  if (!labels.includes(chosen[k])) chosen[k] = labels[0];
+  if (control.tagName === "SELECT") {{
+    control.replaceChildren(...labels.map((label) => new Option(label, label, false, label === chosen[k])));
+  }} else {{
+    control.max = labels.length - 1;
+    control.value = labels.indexOf(chosen[k]);
+    tell(control, k);
+  }}
+}};
+const tell = (slider, k) => {{
+  slider.parentElement.querySelector("output").textContent = chosen[k];
+  slider.setAttribute("aria-valuetext", chosen[k]);
+}};
+controls.forEach((control, k) => control.addEventListener("input", () => {{
+  chosen[k] = control.tagName === "SELECT" ? control.value : options(k)[control.value];
+  if (control.tagName !== "SELECT") tell(control, k);
+  controls.forEach((later, at) => at > k && offer(later, at));
+  show(data.labels.findIndex((path) => fits(path, path.length)));
+}}));
 }})();</script>"""
 
 
 def frame_player(
     frames: Sequence[bytes],
-    labels: Sequence[str],
+    labels: Sequence[str] | Sequence[tuple[str, ...]],
     *,
     sounds: Sequence[bytes] | None = None,
     alts: Sequence[str],
-    title: str,
+    title: str | tuple[str, ...],
     start: int = 0,
+    words: Sequence[str] | None = None,
     note: str = "",
 ) -> HTML:
-    """A slider through frames computed beforehand, each a picture and perhaps a sound. Works without a kernel.
+    """Frames computed beforehand, each a picture and perhaps a sound and a text, to move through without a kernel.
 
-    The slider is the browser's own, so the arrow keys move it. A sound that plays goes on at the same time in the next
-    frame, and starts again at its end.
+    With one string a label and one title there is one slider. With tuples there is a control for each of their places:
+    a slider where all labels begin with a number, else a list to choose from. What a control offers depends on the
+    choices before it, so the tuples make a tree:
+
+        labels=[("fan", "normal", "0"), ("fan", "rubbing", "1"), ...], title=("machine", "fault", "severity")
+
+    The controls are the browser's own, so the arrow keys move them. A sound that plays goes on at the same time in the
+    next frame, and starts again at its end.
 
     Args:
         frames: WebP pictures, see ``webp``.
-        labels: the slider's value at each frame, such as "0.5".
+        labels: the controls' values at each frame, such as "0.5"; no two frames have the same.
         sounds: OGG files, see ``ogg``; one a frame or none at all.
         alts: what each picture shows, in words.
-        title: what the slider moves, such as "λ".
+        title: what the slider moves, such as "λ", or a title for each place of the tuples.
         start: the frame shown first.
-        note: a line below the sound.
+        words: what is to be said of each frame, below its picture; screen readers read it out when it changes.
+        note: a line below all.
 
     Raises:
-        ValueError: if the numbers of frames, labels, sounds and alts differ, an alt is empty, or start is no frame.
+        ValueError: if the numbers of frames, labels, sounds, alts and words differ, an alt is empty, two labels are the
+            same, a label has no value for each title, or start is no frame.
     """
-    counts = {len(frames), len(labels), len(alts), len(frames if sounds is None else sounds)}
+    counts = {len(part) for part in (frames, labels, alts, sounds, words) if part is not None}
     if counts != {len(frames)} or not frames:
-        raise ValueError("frames, labels, alts and sounds must be equally many, and at least one")
+        raise ValueError("frames, labels, alts, sounds and words must be equally many, and at least one")
     if not all(alt.strip() for alt in alts):
         raise ValueError("every frame needs a text that says what its picture shows")
     if not 0 <= start < len(frames):
         raise ValueError(f"start {start} is no frame: there are {len(frames)}")
+    titles = (title,) if isinstance(title, str) else tuple(title)
+    paths = [(label,) if isinstance(label, str) else tuple(label) for label in labels]
+    if wrong := [path for path in paths if len(path) != len(titles)]:
+        raise ValueError(f"{len(titles)} titles, but a label is {wrong[0]}")
+    if len(set(paths)) < len(paths):
+        raise ValueError("two frames have the same label")
     pictures = [_uri("image/webp", frame) for frame in frames]
-    names = [f"Sound at {title} = {label}" for label in labels]
-    data = dict(pictures=pictures, labels=list(labels), alts=list(alts), names=names)
+    where = [", ".join(f"{name} = {label}" for name, label in zip(titles, path, strict=True)) for path in paths]
+    names = [f"Sound at {place}" for place in where]
+    data = dict(pictures=pictures, labels=paths, alts=list(alts))
+    if words is not None:
+        data["words"] = list(words)
     if sounds is not None:
-        data["sounds"] = [_uri("audio/ogg", sound) for sound in sounds]
+        data |= dict(sounds=[_uri("audio/ogg", sound) for sound in sounds], names=names)
     # an OGG file carries a random number, so the name comes from the rest and is the same in every build
-    key = blake2b(json.dumps([title, *labels, *alts, *pictures]).encode(), digest_size=5).hexdigest()
-    sound = "" if sounds is None else f"<div>{audio_tag(sounds[start], names[start], LOOP)}</div>"
+    key = blake2b(json.dumps([titles, paths, alts, pictures]).encode(), digest_size=5).hexdigest()
+    said = "" if words is None else WORDS.format(escape(words[start]))
     if note:
-        sound += f'<div style="font-size:.85em;opacity:.85">{escape(note)}</div>'
+        said += f'<div style="font-size:.85em;opacity:.85">{escape(note)}</div>'
     return HTML(
         FRAME_PLAYER.format(
             uid=f"frames-{key}",
-            title=escape(title),
-            label=escape(labels[start]),
-            last=len(frames) - 1,
+            title=escape(", ".join(titles)),
+            controls="".join(_control(f"frames-{key}", titles, paths, start, k) for k in range(len(titles))),
             start=start,
             picture=picture_tag(frames[start], alts[start]),
-            sound=sound,
+            sound="" if sounds is None else f"<div>{audio_tag(sounds[start], names[start], LOOP)}</div>",
+            words=said,
             data=json.dumps(data).replace("</", "<\\/"),
         )
     )
+
+
+def _control(uid: str, titles: tuple[str, ...], paths: Sequence[tuple[str, ...]], start: int, k: int) -> str:
+    """Control k of a frame player, with what it offers at first."""
+    chosen, labels = paths[start][k], _offered(paths, paths[start][:k])
+    if len(titles) == 1 or all(NUMBER.match(path[k]) for path in paths):
+        at, last = labels.index(chosen), len(labels) - 1
+        control = SLIDER.format(uid=uid, k=k, title=escape(titles[k]), label=escape(chosen), last=last, at=at)
+        return f'<div style="flex:1 1 14rem;max-width:24rem">{control}</div>'
+    options = "".join(f"<option{' selected' * (label == chosen)}>{escape(label)}</option>" for label in labels)
+    return f"<div>{SELECT.format(uid=uid, k=k, title=escape(titles[k]), options=options)}</div>"
+
+
+def _offered(paths: Sequence[tuple[str, ...]], chosen: tuple[str, ...]) -> list[str]:
+    """What the next control offers after the choices before it."""
+    return list(dict.fromkeys(path[len(chosen)] for path in paths if path[: len(chosen)] == chosen))
+
+
+def dropdowns(
+    paths: Sequence[tuple[str, ...]], titles: Sequence[str], show: Callable[[int], None]
+) -> list[ipywidgets.Dropdown]:
+    """The lists of a frame player live: what each offers depends on the choices before it. Needs a kernel.
+
+    Args:
+        paths: the values of all controls for each thing that can be shown, no two the same.
+        titles: a title for each place of the tuples.
+        show: called with the place of the chosen path, at once and whenever the choice changes.
+    """
+    controls = [ipywidgets.Dropdown(description=title) for title in titles]
+    busy = False
+
+    def offer(first: int) -> None:
+        nonlocal busy
+        busy = True  # new options change values, too
+        for at in range(first, len(controls)):
+            before, labels = controls[at].value, _offered(paths, tuple(control.value for control in controls[:at]))
+            controls[at].options = labels
+            controls[at].value = before if before in labels else labels[0]
+        busy = False
+        show(paths.index(tuple(control.value for control in controls)))
+
+    for place, control in enumerate(controls):
+        control.observe(lambda _, after=place + 1: None if busy else offer(after), names="value")
+    offer(0)
+    return controls

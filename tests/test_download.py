@@ -1,5 +1,6 @@
 """The downloader against a local server that cuts, lies, refuses and forgets."""
 
+import functools
 import hashlib
 import io
 import re
@@ -12,7 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import soundfile
+from test_notebooks import ROOT, cells
 
+import osscl_lite as ol
 from osscl_lite.data import download as module
 from osscl_lite.data import load_clips, load_waveforms
 from osscl_lite.data.download import ARCHIVES, Archive, download
@@ -397,3 +400,35 @@ def test_killed_in_the_middle_it_goes_on(server, tmp_path):
     server.seen.clear()
     download(["fan"], tmp_path, server.url)
     assert ranges(server) == [f"bytes={here}-"] and tree(tmp_path) == expected(server)
+
+
+def test_the_cell_of_chapter_5_fetches_a_machine_type_and_the_training_goes_on_with_it(server, tmp_path, monkeypatch):
+    for name, number in (("dev_data_fan.zip", 0), ("eval_data_train_fan.zip", 1)):
+        members = [member for member in MEMBERS[name] if member.startswith("test/")]
+        members += [f"train/normal_id_0{number}_{row:08d}.wav" for row in range(8)]
+        server.files[name] = packed({f"fan/{member}": sound(row) for row, member in enumerate(members)})
+    offer(server, monkeypatch)
+    monkeypatch.setattr(module, "ARCHIVES", [Archive(*(*vars(one).values(),)[:-1], 10) for one in module.ARCHIVES])
+    monkeypatch.setattr(module, "download", functools.partial(download, base_url=server.url))
+    monkeypatch.chdir(tmp_path)
+    fetch, start = [
+        cell["source"]
+        for cell in cells(ROOT / "book" / "05_training.ipynb", "code")
+        if re.search(r"^(root|recipe) = ", cell["source"], re.MULTILINE)
+    ]
+    assert 'real = ""' in fetch and "size = " in start
+    namespace: dict = {}
+    exec(fetch.replace('real = ""', 'real = "fan"'), namespace)
+    exec(re.sub(r"^size = .+$", 'size = "tiny"', start, flags=re.MULTILINE), namespace)
+    clips = namespace["clips"]
+    assert set(clips["machine_id"]) == {"id_00", "id_01"} and clips["path"].str.startswith(str(tmp_path)).all()
+    recipe = ol.replace(namespace["recipe"], seconds=1.0, width=8, epochs=1, batch_size=8)
+    model = ol.fit(recipe, clips, out=tmp_path / "run", progress=False)
+    assert model.machines == ["fan/id_00", "fan/id_01"] and np.isfinite(model.score_clips(clips)).all()
+
+
+def test_chapter_5_tells_the_size_of_its_download():
+    disk = sum(archive.unpacked for archive in ARCHIVES if archive.machine_type == "pump") / 1e9
+    number = sum(archive.clips for archive in ARCHIVES if archive.machine_type == "pump")
+    text = (ROOT / "book" / "05_training.ipynb").read_text(encoding="utf-8")
+    assert f"about {round(number, -2):,} clips of 10 s, {disk:.1f} GB" in text and f"recordings, {disk:.1f} GB" in text

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if path.name[:2].isdigit()]
-BOOTSTRAP = """\
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REPOSITORY, TAG = PROJECT["urls"]["Repository"], f"v{PROJECT['version']}"
+BOOTSTRAP = f"""\
 import sys
 if "google.colab" in sys.modules:  # nothing happens elsewhere
-    %pip install -q "osscl_lite @ git+https://github.com/osscl-lite/osscl_lite@v0.1.0"
+    %pip install -q "osscl_lite @ git+{REPOSITORY}@{TAG}"
 """
 HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 LINES = 15
@@ -64,9 +67,14 @@ def test_the_first_cell_is_the_same_everywhere_and_folded(path):
     assert tags(code[0]) == {"hide-cell"}
 
 
-def test_the_bootstrap_installs_this_version():
-    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
-    assert f"@v{version}" in BOOTSTRAP
+@every_notebook
+def test_only_the_chapter_that_trains_asks_colab_for_a_gpu(path):
+    metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    asked = {name: metadata[name] for name in metadata if name not in ("kernelspec", "language_info", "jupytext")}
+    t4 = {"accelerator": "GPU", "colab": {"gpuType": "T4"}}
+    assert asked == (t4 if path.stem == "05_training" else {})
+    if asked:
+        assert "without" in prose(path).split("After this chapter")[0].lower(), "say at the top what happens without"
 
 
 @every_notebook

@@ -8,6 +8,7 @@ Debian's ``chromium`` package is enough; so is ``python -m playwright install ch
 
 import functools
 import http.server
+import json
 import os
 import re
 import shutil
@@ -128,6 +129,27 @@ def test_page_is_clean_and_accessible(opened, path, theme):
     assert not wrong and not serious, (wrong, serious)
 
 
+@pytest.mark.parametrize("path", pages_with('<div class="math') + pages_with('<span class="math'))
+def test_maths_is_typeset(opened, path):
+    page, _ = opened(path)
+    page.wait_for_function("() => MathJax.startup.promise.then(() => true)", timeout=10_000)
+    bare = page.evaluate(
+        """() => [...document.querySelectorAll('main .math')].filter(e => !e.querySelector('mjx-container'))
+        .map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert page.locator("main .math mjx-container").count() and not bare
+    assert page.locator("mjx-container").first.evaluate("e => e.getBoundingClientRect().height") > 5
+
+
+def test_search_finds_margin(opened):
+    page, wrong = opened("search.html?q=margin")
+    page.locator("#search-results li a").first.wait_for(timeout=20_000)
+    page.wait_for_function("() => !document.querySelector('#search-progress')?.textContent.includes('Searching')")
+    found = [link.get_attribute("href").split("?")[0] for link in page.locator("#search-results li a").all()]
+    assert "book/03_mixup_and_losses.html" in [link.split("#")[0].lstrip("./") for link in found], found
+    assert not wrong
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_page_does_not_scroll_sideways_on_a_phone(opened, path):
     page, _ = opened(path, size=PHONE)
@@ -159,31 +181,66 @@ def test_pictures_and_sounds_are_named(opened, path):
     assert not absent, "figures that the notebook names and the page does not show"
 
 
-def test_both_widgets_are_in_the_book():
-    assert {"book/03_mixup_and_losses.html", "book/04_perturbation.html"} <= set(pages_with("frame-player"))
+def test_all_widgets_are_in_the_book():
+    chapters = ("03_mixup_and_losses", "04_perturbation", "06_scores", "explorer")
+    assert {f"book/{name}.html" for name in chapters} <= set(pages_with("frame-player"))
+
+
+def chosen(box) -> tuple[str, ...]:
+    """The labels that the controls of a frame player stand at."""
+    return tuple(box.locator("input, select").evaluate_all("all => all.map(e => e.ariaValueText ?? e.value)"))
+
+
+def check_frame(box, data: dict) -> dict:
+    """A frame player shows what its controls stand at, and each control offers what follows from those before it."""
+    path = chosen(box)
+    frame = data["labels"].index(list(path))
+    picture, sound, words = box.locator("img"), box.locator("audio"), box.locator("[role=status]")
+    shown = dict(pictures=picture.get_attribute("src"), alts=picture.get_attribute("alt"))
+    if "sounds" in data:
+        shown |= dict(sounds=sound.get_attribute("src"), names=sound.get_attribute("aria-label"))
+    if "words" in data:
+        shown["words"] = words.text_content()
+    differing = [part for part, what in shown.items() if data[part][frame] != what]
+    assert not differing, (path, differing)
+    for at, control in enumerate(box.locator("input, select").all()):
+        offered = list(dict.fromkeys(label[at] for label in data["labels"] if label[:at] == list(path[:at])))
+        if control.evaluate("e => e.tagName") == "SELECT":
+            assert control.locator("option").all_text_contents() == offered, path
+        else:
+            assert control.get_attribute("max") == str(len(offered) - 1), path
+            assert offered[int(control.input_value())] == path[at]
+            assert box.locator("label").nth(at).locator("output").inner_text() == path[at]
+    return shown
 
 
 @pytest.mark.parametrize("path", pages_with("frame-player"))
 def test_frame_players_move_by_keyboard(opened, path):
     page, wrong = opened(path)
     for box in page.locator(".frame-player").all():
-        slider, picture, sound = box.locator("input"), box.locator("img"), box.locator("audio")
-
-        def shown(slider=slider, picture=picture, sound=sound, box=box) -> list[str]:
-            state = [slider.get_attribute("aria-valuetext"), picture.get_attribute("src"), picture.get_attribute("alt")]
-            assert box.locator("output").text_content() == state[0]
-            return state + ([sound.get_attribute("src")] if sound.count() else [])
-
-        assert page.get_by_label(box.get_attribute("aria-label")).count()
-        slider.focus()
-        before = shown()
-        page.keyboard.press("ArrowRight" if slider.input_value() != slider.get_attribute("max") else "ArrowLeft")
-        assert all(a != b for a, b in zip(before, shown(), strict=True)), path
-        page.keyboard.press("Home")
-        assert slider.input_value() == "0"
-        page.keyboard.press("End")
-        assert slider.input_value() == slider.get_attribute("max")
+        script = box.evaluate("e => e.nextElementSibling.textContent")
+        data = json.loads(re.search(r"const data = (\{.*?\}), root", script)[1])
+        assert page.get_by_role("group", name=box.get_attribute("aria-label"), exact=True).count()
+        for control in box.locator("input, select").all():
+            assert box.locator(f"label[for={control.get_attribute('id')}]").inner_text().strip()
+            assert control.get_attribute("data-lm-suppress-shortcuts") == "true"  # JupyterLab takes the keys otherwise
+            control.focus()
+            page.keyboard.press("Home")
+            before = check_frame(box, data)
+            slides = control.evaluate("e => e.type === 'range'")
+            for place in range(1, control.evaluate("e => e.max ? Number(e.max) + 1 : e.length")):
+                page.keyboard.press("ArrowUp" if slides else "ArrowDown")  # up a slider, down a list
+                assert control.evaluate("e => e.max ? Number(e.value) : e.selectedIndex") == place
+                after = check_frame(box, data)
+                assert all(after[part] != before[part] for part in before), (path, chosen(box))
+                before = after
     assert not wrong
+
+
+@pytest.mark.parametrize("path", pages_with("base64,"))
+def test_a_page_holds_at_most_three_megabytes_of_pictures_and_sounds(path):
+    parts = re.findall(r"data:(?:audio|image)/[^\"')]+", (SITE / path.split("?")[0]).read_text(encoding="utf-8"))
+    assert sum(map(len, parts)) <= 3_000_000
 
 
 PLAYING = "() => [...document.querySelectorAll('audio')].filter(a => !a.paused).length"
@@ -199,8 +256,8 @@ def test_one_sound_at_a_time_and_it_goes_on_when_the_slider_moves(opened, path):
     if page.locator(".frame-player audio").count():
         sound = page.locator(".frame-player audio").first
         sound.evaluate("async a => { await a.play(); a.currentTime = 0.5; }")
-        page.locator(".frame-player", has=page.locator("audio")).first.locator("input").focus()
-        for key in ("ArrowLeft", "ArrowRight", "ArrowLeft"):
+        page.locator(".frame-player", has=page.locator("audio")).first.locator("input, select").last.focus()
+        for key in ("ArrowUp", "ArrowDown", "ArrowUp"):  # they move lists, too
             page.keyboard.press(key)
         page.wait_for_timeout(300)
         page.wait_for_function(f"({PLAYING})() === 1", timeout=10_000)

@@ -12,6 +12,7 @@ from osscl_lite.bootstrap import draw_weights
 from osscl_lite.claims import (
     CLAIMS,
     audit,
+    beyond_luck,
     by_method,
     compare,
     differences,
@@ -388,6 +389,17 @@ def test_what_cannot_be_compared_is_none_or_refused(records, tmp_path):
     assert compare(few, "stgram-osscl", "stgram-arcface") is None  # no seed of both
     with pytest.raises(BadInput, match="stgram-mfn-seed1.json: tested on different clips"):
         compare(few, "stgram-arcface", "stgram-mfn")
+
+
+def test_a_sign_counts_beyond_the_luck_of_the_clips_and_of_the_seed(banded):
+    found = dict(difference=1.0, low=0.2, high=1.8, sd=0.4, seeds=3)  # Student: 4.303 * 0.4 / sqrt(3) = 0.99
+    assert beyond_luck(found) == beyond_luck(pd.Series(found)) == 1
+    assert beyond_luck(found | dict(sd=0.41)) == 0  # 1.02
+    assert beyond_luck(found | dict(low=-0.1)) == 0
+    assert beyond_luck(found | dict(difference=-1.0, low=-1.8, high=-0.2)) == -1
+    assert beyond_luck(found | dict(sd=0.1, seeds=2)) == 1 and beyond_luck(found | dict(sd=0.12, seeds=2)) == 0
+    assert beyond_luck(found | dict(sd=np.nan, seeds=1)) is None
+    assert beyond_luck(compare(banded, "logmel-osscl", "logmel-clp-scf")) in (-1, 0, 1)
 
 
 def test_the_audit_finds_the_averages_that_do_not_follow():

@@ -65,8 +65,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class AnoPatchRecipe(Values):
-    """AnoPatch over one transformer. Times are seconds, rates are per step, angles are radians. Explained in chapter 9.
-    """
+    """AnoPatch over one transformer. Explained in chapter 9. Times are seconds, rates per step, angles radians."""
 
     name: str
     size: str

@@ -1,4 +1,5 @@
-"""Glow_Aff: a normalising flow a machine ID, taught by the other IDs of its type. Dohi et al., ICASSP 2021. Chapter 9.
+"""Glow_Aff: a flow for each machine ID, taught by the others of its type. Dohi et al., ICASSP 2021.
+Explained in chapter 9.
 
 A flow maps a window x to values z of the same number through invertible steps, and so gives its density: log p(x) =
 log N(z; 0, 1) + log abs det dz/dx. Each step of Glow (Kingma and Dhariwal 2018) is an actnorm, an invertible 1x1
@@ -50,8 +51,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class GlowRecipe(WindowRecipe):
-    """All of Glow_Aff; ``batch_size`` counts own windows, over all IDs of a type, and as many others join. Explained in
-    chapter 9.
+    """All of Glow_Aff; ``batch_size`` counts own windows, over all IDs of a type, and as many others join.
+    Explained in chapter 9.
     """
 
     name: str = "glow-aff"

@@ -1,4 +1,4 @@
-"""No. 1 of the challenge: a classifier and a density model, fused. Giri et al., DCASE 2020 Task 2. Told in chapter 9.
+"""No. 1 of the challenge: a classifier and a density model, fused. Giri et al., DCASE 2020. Explained in chapter 9.
 
 The winner is an ensemble of ID classifiers and Group MADE. Here it is one of each, those of ``mobilenetv2`` and
 ``group_made``, as they are. The fusion is left open, so ours: each score is standardised by its mean and standard
@@ -26,8 +26,8 @@ OWN = ("context", "stride", "epochs", "batch_size", "learning_rate", "hidden")  
 
 @dataclass(frozen=True)
 class No1Recipe(MobileNetV2Recipe):
-    """All of the classifier, and what of Group MADE differs from it, as ``made_`` and the field. Explained in chapter
-    9.
+    """All of the classifier, and what of Group MADE differs from it, as ``made_`` and the field.
+    Explained in chapter 9.
     """
 
     name: str = "no1"
@@ -103,8 +103,8 @@ def fit(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> No1:
-    """Train both parts, each as ``fit_windows`` does in a folder of its own below ``out``, and fuse them. Explained in
-    chapter 9.
+    """Train both parts, each as ``fit_windows`` does in a folder of its own below ``out``, and fuse them.
+    Explained in chapter 9.
     """
     clips = training_clips(clips)
     options = dict(device=device, progress=progress)

@@ -1,4 +1,5 @@
-"""Scores without training: Mahalanobis distance and nearest neighbours, one model per machine ID. See chapter 6.
+"""Scores without training: Mahalanobis distance and nearest neighbours, one model per machine ID.
+Explained in chapters 2 and 6.
 
 Both work on any vectors: mean Log-Mels of clips, or a detector's embeddings.
 """
@@ -35,8 +36,8 @@ def mean_log_mel(recipe: Recipe, clips: pd.DataFrame) -> np.ndarray:
 def mahalanobis(
     train: np.ndarray, train_machines: np.ndarray, test: np.ndarray, test_machines: np.ndarray
 ) -> np.ndarray:
-    """Squared Mahalanobis distance to the clip's own machine ID (covariance after Ledoit and Wolf 2004). Explained in
-    chapters 2 and 6.
+    """Squared Mahalanobis distance to the clip's own machine ID (covariance after Ledoit and Wolf 2004).
+    Explained in chapters 2 and 6.
 
     Args:
         train: vectors of normal training clips, (N, D); ``train_machines`` their machine names, (N,).

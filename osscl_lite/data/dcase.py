@@ -38,8 +38,8 @@ _LABEL_ROW = re.compile(r"id_\d\d_\d{8}\.wav")
 
 
 def machine_names(clips: pd.DataFrame) -> list[str]:
-    """The machines of a table ("fan/id_00", ...), each once, in class order; unknown ones last, by name. Explained in
-    chapter 1.
+    """The machines of a table ("fan/id_00", ...), each once, in class order; unknown ones last, by name.
+    Explained in chapter 1.
     """
     names = {f"{kind}/{number}" for kind, number in zip(clips["machine_type"], clips["machine_id"], strict=True)}
     return sorted(names, key=lambda name: (_CLASS.get(name, len(MACHINES)), name))

@@ -9,7 +9,7 @@ so that machines of a type differ along the same directions in which they fail. 
 conditions that the makers of MIMII (arXiv:1909.09347: contamination, leakage, clogging, voltage change, unbalance, rail
 damage, loose belt, no grease) and ToyADMOS (arXiv:1908.03299: bent shaft, deformed or melted gear, coiled tyre,
 voltage; tension and tail pulley, object on belt) recorded; worn bearings, cavitation, rubbing and squeal are textbook
-ones (Randall & Antoni 2011, McFadden & Smith 1984, Brennen).
+ones (Randall & Antoni 2011, McFadden & Smith 1984, Brennen). Explained in chapter 1 and in the appendix on the hall.
 """
 
 from __future__ import annotations

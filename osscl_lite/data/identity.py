@@ -2,7 +2,7 @@
 
 Machines of a type come from few makers. Siblings share a design, a room and nearly all numbers; cousins are further
 apart; a stranger is drawn alone. What a machine is depends on the hall's version only, never on the seed that draws its
-clips.
+clips. Explained in chapter 1 and in the appendix on the hall.
 """
 
 from __future__ import annotations

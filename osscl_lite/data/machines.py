@@ -7,8 +7,8 @@ A clip is
 
 with c the root mean square of the healthy machine over eight clips, one number for each machine and never for each
 clip: a loud fault stays loud. Each clip has a machine stream, a noise stream and a fault stream of random numbers, so
-that every faulty clip has a healthy twin that differs in nothing but the fault (`twin`). Explained in chapter 1 and in
-the appendix.
+that every faulty clip has a healthy twin that differs in nothing but the fault (``twin``). Explained in chapter 1 and
+in the appendix on the hall.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = ["HALL_VERSION", "SIZES", "hall_table", "siblings", "synthesise", "twi
 
 @dataclass(frozen=True)
 class Size:
-    """Length of the clips in seconds, number of clips a machine (`paper`: 0, they are the challenge's)."""
+    """Length of the clips in seconds, number of clips a machine (``paper``: 0, they are the challenge's)."""
 
     seconds: float
     train: int
@@ -135,15 +135,15 @@ def twin(clips: pd.DataFrame) -> pd.DataFrame:
     chapter 1.
 
     Args:
-        clips: rows of `hall_table`.
+        clips: rows of ``hall_table``.
 
     Returns:
-        The rows with paths ending in "?healthy", label normal, fault "", severity 0 and band "". `synthesise` and
-        `load_waveforms` take them like any others. A normal clip is its own twin.
+        The rows with paths ending in "?healthy", label normal, fault "", severity 0 and band "". ``synthesise`` and
+        ``load_waveforms`` take them like any others. A normal clip is its own twin.
 
     Raises:
-        BadInput: for a row that is not of the hall (of a written tree, take the rows of `hall_table` with the same size
-        and seed).
+        BadInput: for a row that is not of the hall (of a written tree, take the rows of ``hall_table`` with the same
+            size and seed).
     """
     paths = [
         path if _parse(path)["label"] == "normal" or path.endswith("?healthy") else f"{path}?healthy"
@@ -174,7 +174,7 @@ def synthesise(clips: pd.DataFrame) -> np.ndarray:
     """The sound of clips of the hall, on the CPU in float64, whatever batch a clip is in. Explained in chapter 1.
 
     Args:
-        clips: rows of `hall_table` or of `twin`, N of them, all of one size.
+        clips: rows of ``hall_table`` or of ``twin``, N of them, all of one size.
 
     Returns:
         int16, (N, L): L is 32,000 for "tiny" and "book", 160,000 for "paper"; 32768 is full scale.
@@ -273,7 +273,7 @@ def _nominal(kind: str, number: str) -> tuple[float, dict[str, float]]:
 
 
 def _with_added(one: Identity, sound: Sound, levels: dict[str, Tensor], bands: dict[str, float]) -> Tensor:
-    """The machine and its additive mechanisms, each `onset + growth * level` dB over it in the fault's band."""
+    """The machine and its additive mechanisms, each ``onset + growth * level`` dB over it in the fault's band."""
     spectrum = sound.running
     for name, added in sound.added.items():
         spectrum = spectrum + added * bands[name] * amplitude(one.constants.onset + one.constants.growth * levels[name])
@@ -301,10 +301,10 @@ def _tree(table: pd.DataFrame, seed: int) -> list[str]:
 def write_hall(size: str, out: str | Path, seed: int = 0) -> None:
     """Write a hall as a tree of 16-bit WAV files in the challenge's layout and names. Explained in chapter 1.
 
-    Beside the clips stand `hall.csv` (file, order, fault, severity, band, version, seed, size) and the labels of the
-    evaluation clips in the organisers' format, `eval_data_list.csv`. Reading the tree with `load_clips("dcase2020",
-    root=out)` gives `hall_table(size, seed)`, paths aside, and the same samples. A file is there whole or not at all:
-    after an interruption, the same call goes on.
+    Beside the clips stand ``hall.csv`` (file, order, fault, severity, band, version, seed, size) and the labels of the
+    evaluation clips in the organisers' format, ``eval_data_list.csv``. Reading the tree with
+    ``load_clips("dcase2020", root=out)`` gives ``hall_table(size, seed)``, paths aside, and the same samples. A file is
+    there whole or not at all: after an interruption, the same call goes on.
 
     Args:
         size: "tiny", "book" or "paper" (17 GB).

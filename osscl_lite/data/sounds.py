@@ -7,7 +7,7 @@ while.
 
 Random numbers never come from torch, whose streams differ between devices and releases, but from raw words of the
 counter-based generator Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), keyed by a hash of
-what is drawn.
+what is drawn. Explained in chapter 1 and in the appendix on the hall.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Every function takes the machine (`Identity`, its numbers for life) and the batch (`Clips`, what changes from clip to
 clip and how far each fault mechanism has gone) and returns a `Sound`. Machinery noise: Norton & Karczub, "Fundamentals
 of noise and vibration analysis"; pumps and cavitation: Brennen, "Hydrodynamics of pumps"; bearings: Randall & Antoni
-2011, McFadden & Smith 1984.
+2011, McFadden & Smith 1984. Explained in chapter 1 and in the appendix on the hall.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ QUALITY = 40
 
 
 def clip_frames(model: Detector, clips: pd.DataFrame, usual: Mapping[str, ArrayLike]) -> dict[str, list]:
-    """A frame for each clip: pictures, sound and score, for ``frame_player``.
+    """A frame for each clip: pictures, sound and score, for ``frame_player``. Explained in chapters 2 and 6.
 
     The clips of one machine share the gain of their sound and the colours of their Log-Mels, so that they can be
     compared.
@@ -140,7 +140,7 @@ def _score_line(ax: Axes, score: float, usual: np.ndarray) -> None:
 
 
 def clip_explorer(model: Detector, clips: pd.DataFrame) -> ipywidgets.Widget:
-    """Any test clip of a table: needs a kernel.
+    """Any test clip of a table: needs a kernel. Explained in chapters 2 and 6.
 
     Args:
         model: a detector that listens to waveforms and was trained on these machines.

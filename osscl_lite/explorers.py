@@ -92,7 +92,9 @@ def mixup_explorer(
     log_mel: Callable[[Tensor], Tensor],
     names: tuple[str, str] = ("clip a", "clip b"),
 ) -> ipywidgets.Widget:
-    """The same at any λ, computed while the slider moves: needs a kernel. Arguments as in ``mixup_frames``."""
+    """The same at any λ, computed while the slider moves: needs a kernel. Arguments as in ``mixup_frames``.
+    Explained in chapter 3.
+    """
     pair, log_mels, limits = _pair(waveform_a, waveform_b, log_mel)
     slider = ipywidgets.FloatSlider(
         value=0.5, min=0.0, max=1.0, step=0.01, description="λ", readout_format=".2f", continuous_update=False
@@ -229,7 +231,9 @@ def squeeze(model: Detector, x: Tensor, z: Tensor, clips: pd.DataFrame) -> Squee
 
 @plots.styled
 def draw_squeeze(name: str, seen: Squeeze, others: Sequence[Squeeze] = ()) -> tuple[Figure, str]:
-    """IDs, cosines and AUC of one detector, AUC of others as grey dots: the picture, and the picture in words."""
+    """IDs, cosines and AUC of one detector, AUC of others as grey dots: the picture, and the picture in words.
+    Explained in chapter 4.
+    """
     rows = plots.panels(3, 1, width=4.7, height=8.8, gridspec_kw=dict(height_ratios=[4, 1, 1.4]))[:, 0]
     ids, cosines, areas = rows
     plots.id_similarity(seen.id_cosines.numpy(), seen.machines, ids, title=f"{name}\n◣ before the head, ◥ after it")
@@ -285,7 +289,8 @@ def squeeze_frames(seen: Mapping[int | None, Squeeze]) -> dict[str, list]:
 
 
 def reduction_explorer(evaluate: Callable[[int], Figure], *, start: int = 64, largest: int = 128) -> ipywidgets.Widget:
-    """Any reduction R behind a button, since each R trains a detector of its own: needs a kernel.
+    """Any reduction R behind a button, since each R trains a detector of its own: needs a kernel. Explained in
+    chapter 4.
 
     Args:
         evaluate: trains and scores a detector with that R and draws what is to be seen.

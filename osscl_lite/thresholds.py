@@ -51,7 +51,7 @@ def thresholds(scores: ArrayLike, groups: ArrayLike, promise: float, way: str = 
 
 @dataclass(frozen=True)
 class Rates:
-    """False alarms and misses of some clips at their thresholds.
+    """False alarms and misses of some clips at their thresholds. Explained in chapter 6.
 
     Attributes:
         false, normal: normal clips above the threshold, and all; ``missed``, ``faulty``: faulty clips below, and all.
@@ -242,7 +242,8 @@ def _machines(ax: Axes, clips: pd.DataFrame, view: str, limits: pd.Series, edges
 
 
 def threshold_explorer(test: pd.DataFrame) -> ipywidgets.Widget:
-    """Any threshold on any machine type, for all its IDs together or one of them: needs a kernel.
+    """Any threshold on any machine type, for all its IDs together or one of them: needs a kernel. Explained in
+    chapter 6.
 
     The threshold is a score and stays while the machine changes, so that IDs can be compared at it.
 

@@ -33,7 +33,8 @@ NUMBER = re.compile(r"[-+−]?\d")
 
 
 def webp(figure: Figure, quality: int = 80, colours: int | None = None) -> bytes:
-    """A figure as a WebP picture; the figure is closed, so that a notebook does not show it again.
+    """A figure as a WebP picture; the figure is closed, so that a notebook does not show it again. Used from
+    chapter 1 on.
 
     Args:
         quality: 0 to 100.
@@ -51,7 +52,7 @@ def webp(figure: Figure, quality: int = 80, colours: int | None = None) -> bytes
 
 
 def ogg(waveform: ArrayLike, sample_rate: int = SAMPLE_RATE) -> bytes:
-    """A sound as an OGG Vorbis file.
+    """A sound as an OGG Vorbis file. Used from chapter 1 on.
 
     Args:
         waveform: (L,), int16 or float in [-1, 1], mono.
@@ -101,6 +102,7 @@ def _gain(gain: float, several: bool) -> str:
 
 def player(waveform: ArrayLike, label: str, *, sample_rate: int = SAMPLE_RATE) -> HTML:
     """One sound with a label that eyes and screen readers find; how much louder it is played stands below it.
+    Used from chapter 1 on.
 
     Args:
         waveform: (L,), int16 or float in [-1, 1], mono.
@@ -110,7 +112,7 @@ def player(waveform: ArrayLike, label: str, *, sample_rate: int = SAMPLE_RATE) -
 
 
 def players(sounds: Sequence[tuple[str, ArrayLike]], *, sample_rate: int = SAMPLE_RATE) -> HTML:
-    """Sounds in a row, all with the same gain, so that what was louder stays louder.
+    """Sounds in a row, all with the same gain, so that what was louder stays louder. Used from chapter 1 on.
 
     Args:
         sounds: label and waveform (L,) of each.
@@ -205,6 +207,7 @@ def frame_player(
     note: str = "",
 ) -> HTML:
     """Frames computed beforehand, each a picture and perhaps a sound and a text, to move through without a kernel.
+    Explained in chapter 3.
 
     With one string a label and one title there is one slider. With tuples there is a control for each of their places:
     a slider where all labels begin with a number, else a list to choose from. What a control offers depends on the

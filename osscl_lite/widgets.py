@@ -1,8 +1,8 @@
 """Sounds, pictures and sliders that need no kernel.
 
 ``player``, ``players`` and ``frame_player`` are fragments of HTML that carry all they need: they work on the published
-page, in JupyterLab and in Colab. What there is to move through stands in ``explorers``, ``thresholds`` and
-``clip_explorer``. ``dropdowns`` are the lists to choose from where a kernel runs.
+page, in JupyterLab and in Colab. What there is to move through stands in ``explorers``. ``dropdowns``
+and ``live`` are for where a kernel runs.
 """
 
 import base64
@@ -315,3 +315,10 @@ def dropdowns(
         control.observe(lambda _, after=place + 1: None if busy else offer(after), names="value")
     offer(0)
     return controls
+
+
+def live(slider: ipywidgets.Widget, show: Callable[[float], str]) -> ipywidgets.Widget:
+    """A slider and below it what belongs to its value, as HTML."""
+    shown = ipywidgets.HTML(show(slider.value))
+    slider.observe(lambda change: setattr(shown, "value", show(change["new"])), names="value")
+    return ipywidgets.VBox([slider, shown])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import osscl_lite as ol
-from osscl_lite import explorers, loss_explorers
+from osscl_lite import explorers
 from osscl_lite.losses import noisy_supcon
 from osscl_lite.perturbation import unit_sphere
 
@@ -35,28 +35,28 @@ def test_pulls_are_the_slopes_of_equation_1(tau):
     for anchor in (0, 11):
         expected = slopes[anchor] + slopes[:, anchor]
         expected[anchor] = 0
-        torch.testing.assert_close(loss_explorers.pulls(z, y, anchor, tau), expected)
+        torch.testing.assert_close(explorers.pulls(z, y, anchor, tau), expected)
 
 
 def test_pulls_add_up_to_the_gradient_at_the_anchor():
     z, y = batch(seed=1)
     leaf = z.clone().requires_grad_()
     noisy_supcon(leaf, y, 0.1).backward()
-    torch.testing.assert_close(loss_explorers.pulls(z, y, 4, 0.1) @ z, leaf.grad[4])
+    torch.testing.assert_close(explorers.pulls(z, y, 4, 0.1) @ z, leaf.grad[4])
 
 
 def test_a_small_temperature_leaves_the_push_to_the_nearest_negative():
     z, y = batch(40)
     negative = y != y[0]
     near = int((z @ z[0]).where(negative, -torch.inf).argmax())
-    cold, warm = (loss_explorers.pulls(z, y, 0, tau) for tau in (0.001, 1.0))
+    cold, warm = (explorers.pulls(z, y, 0, tau) for tau in (0.001, 1.0))
     assert cold[near] > 0.4 * cold[negative].sum() > 0
     assert warm[near] < 3 * warm[negative].mean()
 
 
 def temperature_frames() -> dict[str, list]:
     z, y = batch()
-    return loss_explorers.temperature_frames(z, [MACHINES[k] for k in y], 0, [0.005, 0.02, 1.0], PAPER)
+    return explorers.temperature_frames(z, [MACHINES[k] for k in y], 0, [0.005, 0.02, 1.0], PAPER)
 
 
 def test_temperature_frames_tell_the_loss_and_mark_the_paper():
@@ -66,31 +66,31 @@ def test_temperature_frames_tell_the_loss_and_mark_the_paper():
     z, y = batch()
     for tau, alt in zip([0.005, 0.02, 1.0], frames["alts"], strict=True):
         assert f"{noisy_supcon(z, y, tau):.2f} here." in alt
-        push = loss_explorers.pulls(z, y, 0, tau)[y != y[0]]
+        push = explorers.pulls(z, y, 0, tau)[y != y[0]]
         assert f"{len(push)} negatives push the anchor, with {push.sum():.3f} together" in alt
     needed = [int(re.search(r"comes from (\d+) of them", alt).group(1)) for alt in frames["alts"]]
     assert needed[0] < needed[-1]
 
 
 def test_half_way_is_the_border_without_margin_and_m_half_nearer_with_one():
-    assert loss_explorers.margin_boundary(0.0) == pytest.approx(60)
-    assert loss_explorers.margin_boundary(0.0, apart=90) == pytest.approx(45)
+    assert explorers.margin_boundary(0.0) == pytest.approx(60)
+    assert explorers.margin_boundary(0.0, apart=90) == pytest.approx(45)
     for margin in (0.4, 0.7, 1.0):
-        assert loss_explorers.margin_boundary(margin) == pytest.approx(60 - np.rad2deg(margin) / 2, abs=0.11)
+        assert explorers.margin_boundary(margin) == pytest.approx(60 - np.rad2deg(margin) / 2, abs=0.11)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.4, 0.7, 1.0])
 def test_the_own_logit_falls_all_the_way_and_its_slope_is_its_slope(margin):
     degrees = np.linspace(0.5, 179.5, 359)
-    logits, slope = loss_explorers.margin_logits(degrees, margin)
+    logits, slope = explorers.margin_logits(degrees, margin)
     assert (logits[:, 0].diff() < 0).all() and (slope <= 1e-9).all()
-    high, low = (loss_explorers.margin_logits(degrees + step, margin)[0][:, 0] for step in (1e-3, -1e-3))
+    high, low = (explorers.margin_logits(degrees + step, margin)[0][:, 0] for step in (1e-3, -1e-3))
     smooth = np.abs(degrees - 180 + np.rad2deg(margin)) > 0.1  # not at the step
     torch.testing.assert_close(((high - low) / np.deg2rad(2e-3))[smooth], slope[smooth], rtol=1e-4, atol=1e-4)
 
 
 def test_margin_frames_tell_the_corridor():
-    frames = loss_explorers.margin_frames([0.0, 0.7, 1.0], {0.7: "the paper's, Log-Mel"})
+    frames = explorers.margin_frames([0.0, 0.7, 1.0], {0.7: "the paper's, Log-Mel"})
     assert frames["labels"] == ["0", "0.7 (the paper's, Log-Mel)", "1"]
     assert len(set(frames["frames"])) == len(set(frames["alts"])) == 3
     assert "up to 60° away" in frames["alts"][0] and "steps" not in frames["alts"][0]
@@ -101,8 +101,8 @@ def test_margin_frames_tell_the_corridor():
 def test_live_sliders_redraw():
     z, y = batch()
     for explorer, value, said in (
-        (loss_explorers.temperature_explorer(z, [MACHINES[k] for k in y], 0, PAPER), 0.5, "τ = 0.5"),
-        (loss_explorers.margin_explorer({0.7: "the paper's"}), 0.25, "m = 0.25"),
+        (explorers.temperature_explorer(z, [MACHINES[k] for k in y], 0, PAPER), 0.5, "τ = 0.5"),
+        (explorers.margin_explorer({0.7: "the paper's"}), 0.25, "m = 0.25"),
     ):
         slider, shown = explorer.children
         before = shown.value

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 import osscl_lite as ol
-from osscl_lite import clip_explorer, explorers, plots, widgets
-from osscl_lite import thresholds as limits
+from osscl_lite import explorers, plots, widgets
+from osscl_lite.explorers.alarms import ALL
+from osscl_lite.explorers.clips import condition
 
 RATE = 16_000
 TIME = np.arange(RATE // 2) / RATE
@@ -255,12 +256,12 @@ def test_a_threshold_from_normal_clips_is_exceeded_by_as_many_as_promised():
     rng = np.random.default_rng(0)
     scores, machines = np.concatenate([rng.gamma(2, 3, 4000), rng.gamma(5, 1, 4000)]), np.repeat(["a", "b"], 4000)
     for way in ("quantile", "gamma"):
-        found = limits.thresholds(scores, machines, 0.1, way)
+        found = explorers.thresholds(scores, machines, 0.1, way)
         assert list(found.index) == ["a", "b"]
         assert [np.mean(scores[machines == name] > found[name]) for name in "ab"] == pytest.approx([0.1] * 2, abs=0.01)
     for wrong in (dict(promise=0), dict(promise=0.1, way="guess")):
         with pytest.raises(ValueError):
-            limits.thresholds(scores, machines, **wrong)
+            explorers.thresholds(scores, machines, **wrong)
 
 
 def two_fans() -> pd.DataFrame:
@@ -272,7 +273,7 @@ def two_fans() -> pd.DataFrame:
 
 
 def test_rates_count_what_is_on_the_wrong_side():
-    rates = limits.Rates.count(two_fans()[:20], 8.5)
+    rates = explorers.Rates.count(two_fans()[:20], 8.5)
     assert (rates.false, rates.normal, rates.missed, rates.faulty) == (2, 10, 3, 10)
     assert (rates.false_rate, rates.miss_rate) == (0.2, 0.3)
     assert "2 of 10 normal clips raise an alarm (20%), 3 of 10 faulty ones are missed (30%)" in str(rates)
@@ -281,8 +282,8 @@ def test_rates_count_what_is_on_the_wrong_side():
 def test_one_threshold_for_two_levels_fails_both_and_the_words_say_so():
     clips = two_fans()
     fresh = clips[clips["label"] == "normal"]
-    found = limits.threshold_frames(clips, fresh, [0.1, 0.3])
-    assert found["labels"][::2] == [("fan", view, "10%") for view in (limits.ALL, "id_00", "id_01")]
+    found = explorers.threshold_frames(clips, fresh, [0.1, 0.3])
+    assert found["labels"][::2] == [("fan", view, "10%") for view in (ALL, "id_00", "id_01")]
     assert {len(part) for part in found.values()} == {6} and len(set(found["frames"])) == 6
     together, own = found["words"][1], found["words"][3]
     assert "False alarms by ID: from 0% (id_00) to 70% (id_01)" in together, together
@@ -292,8 +293,8 @@ def test_one_threshold_for_two_levels_fails_both_and_the_words_say_so():
 
 
 def test_threshold_explorer_keeps_its_threshold_from_machine_to_machine():
-    kind, view, limit, shown = limits.threshold_explorer(two_fans()).children
-    assert kind.options == ("fan",) and view.options == (limits.ALL, "id_00", "id_01")
+    kind, view, limit, shown = explorers.threshold_explorer(two_fans()).children
+    assert kind.options == ("fan",) and view.options == (ALL, "id_00", "id_01")
     limit.value = 8.5
     assert "All fan IDs, threshold 8.5" in shown.value
     view.value = "id_00"
@@ -317,7 +318,7 @@ def test_clip_frames_show_and_tell_each_clip(hall):
     normal = clips[clips["label"] == "normal"]
     scores = pd.Series(model.score_clips(normal), normal["machine_type"] + "/" + normal["machine_id"])
     usual = {machine: scores[machine].to_numpy() for machine in model.machines}
-    found = clip_explorer.clip_frames(model, shown, usual)
+    found = explorers.clip_frames(model, shown, usual)
     assert {len(part) for part in found.values()} == {4} and len(set(found["frames"])) == 4
     assert found["labels"][0] == ("fan", "id_00", "normal") and found["labels"][1][2] == shown["fault"].iloc[1]
     assert all("(generated)" in words for words in found["words"])
@@ -332,7 +333,7 @@ def test_clip_frames_show_and_tell_each_clip(hall):
 
 def test_clip_explorer_reaches_every_test_clip(hall):
     model, clips = hall
-    kind, number, condition, clip, shown = clip_explorer.clip_explorer(model, clips).children
+    kind, number, condition, clip, shown = explorers.clip_explorer(model, clips).children
     assert condition.value == "normal" and len(clip.options) == 10 and "<audio" in shown.value
     number.value = "id_02"
     faults = set(clips.loc[clips["machine_id"].eq("id_02"), "fault"]) - {""}
@@ -343,4 +344,4 @@ def test_clip_explorer_reaches_every_test_clip(hall):
 
 def test_clips_without_named_faults_are_called_by_their_label():
     rows = pd.DataFrame(dict(label=["normal", "anomaly", "unknown"]))
-    assert [clip_explorer.condition(row) for _, row in rows.iterrows()] == ["normal", "faulty", "unknown"]
+    assert [condition(row) for _, row in rows.iterrows()] == ["normal", "faulty", "unknown"]

@@ -21,7 +21,7 @@ from osscl_lite import plots
 from osscl_lite.data import load_waveforms, take
 from osscl_lite.data.waveforms import uncached
 from osscl_lite.detector import Detector
-from osscl_lite.thresholds import written
+from osscl_lite.explorers.alarms import written
 from osscl_lite.widgets import LOOP, amplified, audio_tag, dropdowns, ogg, picture_tag, webp
 
 CHANNELS = ("Log-Mel", "Tgram", "TFgram")

@@ -15,9 +15,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from osscl_lite import plots
-from osscl_lite.explorers import live
 from osscl_lite.losses import arcface_logits, noisy_supcon
-from osscl_lite.widgets import picture_tag, webp
+from osscl_lite.widgets import live, picture_tag, webp
 
 TEMPERATURES = (0.005, 1.0)  # lowest and highest that can be chosen
 SMALLEST = 1e-6  # slopes below are drawn here
@@ -175,7 +174,7 @@ def margin_logits(degrees: ArrayLike, margin: float, apart: float = 120.0) -> tu
 
 
 def margin_boundary(margin: float, apart: float = 120.0) -> float:
-    """Angle to its own centre, degrees, up to which a clip's own logit is the larger of ``margin_logits``."""
+    """Angle to its own centre, degrees, up to which a clip's own logit is the larger of ``margin_logits``. Explained in chapter 3."""
     degrees = torch.linspace(0, apart, 10 * round(apart) + 1, dtype=torch.double)
     logits, _ = margin_logits(degrees, margin, apart)
     return float(degrees[logits[:, 0] >= logits[:, 1] - 1e-9].max())

@@ -174,7 +174,9 @@ def margin_logits(degrees: ArrayLike, margin: float, apart: float = 120.0) -> tu
 
 
 def margin_boundary(margin: float, apart: float = 120.0) -> float:
-    """Angle to its own centre, degrees, up to which a clip's own logit is the larger of ``margin_logits``. Explained in chapter 3."""
+    """Angle to its own centre, degrees, up to which a clip's own logit is the larger of ``margin_logits``.
+    Explained in chapter 3.
+    """
     degrees = torch.linspace(0, apart, 10 * round(apart) + 1, dtype=torch.double)
     logits, _ = margin_logits(degrees, margin, apart)
     return float(degrees[logits[:, 0] >= logits[:, 1] - 1e-9].max())

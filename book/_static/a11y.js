@@ -12,6 +12,16 @@ addEventListener("load", () => {
       if (box.scrollWidth > box.clientWidth && !box.hasAttribute("tabindex")) box.tabIndex = 0;
     });
   };
+  // columns that hold nothing but numbers, so that the style can set them under each other
+  document.querySelectorAll("table.dataframe").forEach((table) => {
+    const rows = [...table.querySelectorAll("tr")].map((row) => [...row.cells].reverse());
+    const body = rows.filter((cells) => cells[0]?.tagName === "TD");
+    for (let at = 0; at < (body[0]?.length ?? 0); at += 1) {
+      const column = body.map((cells) => cells[at]).filter((cell) => cell?.tagName === "TD");
+      const number = column.length > 0 && column.every((cell) => !/[a-z]{3}/i.test(cell.textContent));
+      if (number) rows.forEach((cells) => cells[at]?.colSpan === 1 && cells[at].classList.add("number"));
+    }
+  });
   // the bibliography is marked as a list whose children are no list items
   document.querySelectorAll(".citation-list[role=list]").forEach((list) => list.removeAttribute("role"));
   mend();

@@ -54,7 +54,10 @@ class Rates:
     """False alarms and misses of some clips at their thresholds. Explained in chapter 6.
 
     Attributes:
-        false, normal: normal clips above the threshold, and all; ``missed``, ``faulty``: faulty clips below, and all.
+        false: normal clips above the threshold.
+        normal: all normal clips.
+        missed: faulty clips below it.
+        faulty: all faulty clips.
     """
 
     false: int

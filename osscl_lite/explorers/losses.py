@@ -103,7 +103,7 @@ def _batch_view(z: Tensor, machines: Sequence[str], anchor: int, marked: Mapping
         lower.plot(tau, loss, "D", color=plots.BLACK, markersize=8)
         for value, words in marked.items():
             lower.axvline(value, color=plots.GREY, linewidth=1)
-            lower.text(value, 0.04, f" {words}", color=plots.GREY, transform=lower.get_xaxis_transform())
+            lower.text(value, 0.96, f" {words}", color=plots.GREY, va="top", transform=lower.get_xaxis_transform())
         lower.set(
             xscale="log", yscale="log", ylim=(losses[0] / 10, 2 * alike[-1]), xlabel="τ (no unit)", ylabel="loss (nats)"
         )

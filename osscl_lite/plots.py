@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 from sklearn.metrics import roc_curve
 
@@ -215,6 +216,7 @@ def scatter(
     anomalous: ArrayLike | None = None,
     title: str = "",
     axis: str = "UMAP",
+    named: bool = False,
 ) -> Axes:
     """A flat map of embeddings, one colour and one shape a group, anomalous clips as crosses. Explained in chapter 7.
 
@@ -223,6 +225,7 @@ def scatter(
         groups: (N,), such as machine names; at most 8 different ones.
         anomalous: (N,), true where a clip is anomalous.
         axis: what made the map; its axes have no unit.
+        named: write each group's name, its first "id_" left out, where its normal clips lie, in place of a legend.
     """
     ax = _axes(ax, 6, 4.5)
     points, groups = np.asarray(points), np.asarray(groups)
@@ -234,10 +237,16 @@ def scatter(
         own, faulty = (groups == name) & ~anomalous, (groups == name) & anomalous
         ax.scatter(*points[own].T, s=22, color=colour, marker=marker, alpha=0.7, linewidths=0, label=name)
         ax.scatter(*points[faulty].T, s=26, color=colour, marker="x", linewidths=1.4)
+        if named:
+            words = ax.text(
+                *np.median(points[own], axis=0), name.removeprefix("id_"), weight="bold", ha="center", va="center"
+            )
+            words.set_path_effects([withStroke(linewidth=3, foreground="white")])
     if anomalous.any():
         ax.scatter([], [], s=26, color=GREY, marker="x", label="anomalous")
     ax.set(xlabel=f"{axis} 1 (no unit)", ylabel=f"{axis} 2 (no unit)", title=title, xticks=[], yticks=[])
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    if not named:
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 

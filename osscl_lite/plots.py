@@ -225,7 +225,7 @@ def scatter(
         groups: (N,), such as machine names; at most 8 different ones.
         anomalous: (N,), true where a clip is anomalous.
         axis: what made the map; its axes have no unit.
-        named: write each group's name, its first "id_" left out, where its normal clips lie, in place of a legend.
+        named: write each group's name, without ``id_``, where its normal clips lie, in place of a legend.
     """
     ax = _axes(ax, 6, 4.5)
     points, groups = np.asarray(points), np.asarray(groups)

@@ -170,9 +170,12 @@ def listing(jobs: dict[str, Job], to: Path, out: Path, say: Callable[[str], None
             say(f"{name}: done")
             continue
         seconds = took.get((job.recipe.name, job.recipe.size, job.data), took.get((job.recipe.name, job.recipe.size)))
-        total, unknown = (total + seconds, unknown) if seconds else (total, unknown + 1)
+        total, unknown = (total, unknown + 1) if seconds is None else (total + seconds, unknown)
         say(f"{name}: {how_far}, {span(seconds)}")
-    say(f"in all {span(total)}, one run at a time" + (f", and {unknown} runs of unknown length" if unknown else ""))
+    say(
+        f"in all {span(total)}, one run at a time"
+        + (f", and {unknown} {'runs' if unknown > 1 else 'run'} of unknown length" if unknown else "")
+    )
 
 
 def times(to: Path) -> dict[tuple[str, ...], float]:

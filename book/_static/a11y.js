@@ -8,7 +8,7 @@ addEventListener("load", () => {
       if (letters(button) > 1) button.removeAttribute("aria-label");
     });
     // what scrolls sideways must be reachable by keyboard
-    document.querySelectorAll("pre, .cell_output .text_html, .math, .table-scroll").forEach((box) => {
+    document.querySelectorAll("pre, figure, .cell_output .text_html, .math, .table-scroll").forEach((box) => {
       if (box.scrollWidth > box.clientWidth && !box.hasAttribute("tabindex")) box.tabIndex = 0;
     });
   };

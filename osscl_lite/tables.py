@@ -422,7 +422,7 @@ def notes(records: Records, frame: pd.DataFrame) -> list[str]:
     counts = measured[measured["seeds"].gt(0)].groupby("label", sort=False)["seeds"].first()
     if len(counts):
         usual = int(counts.mode().iloc[-1])
-        others = ", ".join(f"{label} {count}" for label, count in counts.items() if count != usual)
+        others = ", ".join(f"{label}: {count}" for label, count in counts.items() if count != usual)
         what = "one seed" if usual == 1 else f"mean ± standard deviation over {usual} seeds"
         lines.append(f"measured: {what}" + (f" ({others})" if others else ""))
     for gap, part in measured[measured["gap"].ne("")].groupby("gap", sort=False):

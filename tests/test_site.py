@@ -129,7 +129,7 @@ def test_page_is_clean_and_accessible(opened, path, theme):
     assert not wrong and not serious, (wrong, serious)
 
 
-@pytest.mark.parametrize("path", pages_with('<div class="math') + pages_with('<span class="math'))
+@pytest.mark.parametrize("path", pages_with('class="math'))
 def test_maths_is_typeset(opened, path):
     page, _ = opened(path)
     page.wait_for_function("() => MathJax.startup.promise.then(() => true)", timeout=10_000)

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from scipy.stats import gamma
 
 from osscl_lite import metrics, plots
 from osscl_lite.widgets import dropdowns, picture_tag, webp
@@ -43,8 +44,6 @@ def thresholds(scores: ArrayLike, groups: ArrayLike, promise: float, way: str = 
     of_group = pd.Series(np.asarray(scores, float)).groupby(np.asarray(groups))
     if way == "quantile":
         return of_group.quantile(1 - promise)
-    from scipy.stats import gamma
-
     mean, variance = of_group.mean(), of_group.var()
     return pd.Series(gamma.ppf(1 - promise, mean**2 / variance, scale=variance / mean), mean.index)
 

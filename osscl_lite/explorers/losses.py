@@ -16,11 +16,12 @@ from torch import Tensor
 
 from osscl_lite import plots
 from osscl_lite.losses import arcface_logits, noisy_supcon
+from osscl_lite.recipe import Recipe
 from osscl_lite.widgets import live, picture_tag, webp
 
 TEMPERATURES = (0.005, 1.0)  # lowest and highest that can be chosen
 SMALLEST = 1e-6  # slopes below are drawn here
-SCALE = 30.0  # s of every recipe
+SCALE = Recipe.scale  # s of every recipe
 Draw = Callable[[float], tuple[Figure, str]]  # a value -> its picture, and the picture in words
 
 

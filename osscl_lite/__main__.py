@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     again.add_argument("tables", nargs="+", type=int, choices=TABLES, metavar="TABLE", help="2 3 4 5 6")
     again.add_argument("--seeds", type=int, default=1, metavar="N", help="0 to N - 1, of training and generated clips")
-    _source_options(again, "NAME=VALUE", "change a value of every system that has it")
+    _source_options(again, "[SYSTEM:]NAME=VALUE", "change a value of every system that has it, or of SYSTEM... alone")
     again.add_argument("--out", type=Path, default=Path("runs"), help="folder for a folder of each run")
     again.add_argument("--to", type=Path, default=RESULTS, help="folder for the records; the package's without it")
     _workers_option(again)
@@ -173,7 +173,7 @@ def _workers_option(command: argparse.ArgumentParser) -> None:
 def _chosen_recipe(options: argparse.Namespace) -> Recipe:
     chosen, known = with_settings(recipe(options.recipe, options.size), options.set)
     for change in options.set:
-        if change.partition("=")[0] not in known:
+        if change not in known:
             names = ", ".join(field.name for field in fields(Recipe))
             raise BadInput(f"--set {change}: write NAME=VALUE with one of {names}")
     return chosen if options.seed is None else replace(chosen, seed=options.seed)

@@ -129,7 +129,7 @@ def by_name(jobs: Sequence[Job]) -> dict[str, Job]:
 
 
 def is_recorded(job: Job, to: Path) -> bool:
-    """Whether the record of this recipe on this data is there.
+    """Whether the record of this recipe on this data is there, with its scores.
 
     Raises:
         BadInput: if there is one of another recipe or other data, or it cannot be read.
@@ -140,6 +140,8 @@ def is_recorded(job: Job, to: Path) -> bool:
     try:
         found = json.loads(path.read_bytes())
         recipe, data = found["recipe"], found["fingerprint"]
+        if "scores" not in found:  # version 0.1.0 wrote none at first
+            return False
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"{path}: not a readable record; delete it") from None
     mine = json.loads(json.dumps(job.recipe.to_dict()))

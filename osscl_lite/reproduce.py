@@ -48,7 +48,7 @@ def reproduce(
         tables: some of 2 to 6.
         data: name of the data set in the records; ``source``: the arguments of ``load_clips``.
         size: of the recipes; ``seeds``: 0 to seeds - 1, of training and of generated clips.
-        settings: "NAME=VALUE", as for ``with_settings``, for every system that has such a value.
+        settings: as for ``with_settings``.
         to: folder of the records; ``out``: folder of the runs' folders.
         workers, device: as for ``run_grid``.
         only_list: say what would run and about how long; run and print nothing else.
@@ -120,7 +120,7 @@ def plan(
                 rows[variant] = recipe
             else:
                 reasons[label] = reason
-    if strangers := [change for change in settings if change.partition("=")[0] not in used]:
+    if strangers := [change for change in settings if change not in used]:
         raise BadInput(f"--set {strangers[0]}: no system of these tables has such a value")
     jobs = {}
     for seed in records.seeds or ():
@@ -132,23 +132,25 @@ def plan(
 
 
 def with_settings(recipe: Any, settings: Sequence[str]) -> tuple[Any, set[str]]:
-    """A recipe with other values, and the names that it knows; the others are passed over.
+    """A recipe with other values, and the settings that it takes; the others are passed over.
 
     Args:
         recipe: of any system, a dataclass.
-        settings: "NAME=VALUE" each; "none" where a value may be missing.
+        settings: "NAME=VALUE" each, for every system that has such a value, or "SYSTEM:NAME=VALUE", for those whose
+            name begins so; "none" where a value may be missing.
 
     Raises:
         BadInput: for a setting of another form, or a value that the recipe cannot have.
     """
     kinds, known = {field.name: field.type for field in fields(recipe)}, set()
     for change in settings:
-        name, _, text = change.partition("=")
+        left, _, text = change.partition("=")
+        system, _, name = left.rpartition(":")
         if not name or not text:
-            raise BadInput(f"--set {change}: write NAME=VALUE")
-        if name not in kinds:
+            raise BadInput(f"--set {change}: write NAME=VALUE or SYSTEM:NAME=VALUE")
+        if name not in kinds or not recipe.name.startswith(system):
             continue
-        known.add(name)
+        known.add(change)
         optional = not isinstance(kinds[name], type)  # int | None
         kind = next(one for one in getattr(kinds[name], "__args__", [kinds[name]]) if one is not type(None))
         try:

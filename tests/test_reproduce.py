@@ -180,7 +180,7 @@ def test_the_plan_is_seed_by_seed_and_names_each_run_once():
 
 def test_settings_reach_the_systems_that_have_them():
     changed, known = with_settings(recipe("logmel-osscl"), ["reduction=none", "learning_rate=0.5", "colour=red"])
-    assert (changed.reduction, changed.learning_rate) == (None, 0.5) and known == {"reduction", "learning_rate"}
+    assert (changed.reduction, changed.learning_rate) == (None, 0.5) and known == {"reduction=none", "learning_rate=0.5"}
     for bad in ("epochs", "epochs=", "epochs=many", "epochs=0", "=3", "width=none"):
         with pytest.raises(BadInput, match=f"--set {bad}: "):
             with_settings(recipe("logmel-osscl"), [bad])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import curve, end_to_end, epoch, growth, profiler, roofline, step
+from benchmarks import curve, end_to_end, epoch, growth, profiler, roofline, step, systems
 from benchmarks.setting import RECIPES, Report, Setting
 from osscl_lite.errors import BadInput
 from osscl_lite.training import pick_device
@@ -52,6 +52,7 @@ SECTIONS: dict[str, Callable[[Setting], None]] = {
     "inference": inference,
     "parallel": parallel,
     "curve": curve.measure,
+    "systems": systems.measure,
 }
 
 

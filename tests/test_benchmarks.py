@@ -1,7 +1,9 @@
 """Benchmarks: what is compared computes the same, what is counted is right, and the command writes its files."""
 
 import json
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -9,7 +11,7 @@ from tqdm import tqdm
 
 import osscl_lite as ol
 from benchmarks import __main__ as command
-from benchmarks import end_to_end, epoch, growth, profiler, roofline, step, worker
+from benchmarks import end_to_end, epoch, growth, profiler, roofline, step, systems, worker
 from benchmarks.end_to_end import project
 from benchmarks.noise import noise_clips
 from benchmarks.plain import PlainRun
@@ -20,6 +22,7 @@ from benchmarks.step import PARTS, plans
 from osscl_lite import cpu
 from osscl_lite.data import machine_names
 from osscl_lite.features import LogMel
+from osscl_lite.systems import SYSTEMS
 from osscl_lite.training import Run
 
 CPU = torch.device("cpu")
@@ -246,7 +249,7 @@ def test_every_other_section_writes_its_file(tmp_path, monkeypatch, recipe):
     monkeypatch.setenv("OSSCL_LITE_CACHE", "")  # the command sets it
     for module in (step, end_to_end, epoch, growth, profiler, roofline):
         monkeypatch.setattr(module, "Worker", InThisProcess)
-    sections = [section for section in command.SECTIONS if section != "step"]
+    sections = [section for section in command.SECTIONS if section not in ("step", "systems")]
     assert command.main(["--quick", "--only", ",".join(sections), "--recipes", recipe, "--to", str(tmp_path)]) == 0
     cases = {section: found[0] if found else None for section, found in written(tmp_path, *sections).items()}
     assert cases["inference"] is None
@@ -255,3 +258,30 @@ def test_every_other_section_writes_its_file(tmp_path, monkeypatch, recipe):
     assert 0 < cases["roofline"]["bounds"]["float32"]["fraction_reached"] < 1
     assert cases["growth"]["peak_bytes"]["process"] >= cases["growth"]["before_bytes"]["process"] > 1e7
     assert len(cases["profile"]["largest"]) == 5
+
+
+def test_the_cost_of_every_kind_of_system_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("OSSCL_LITE_CACHE", "")
+    chosen = ("logmel-osscl", "logmel-clp-scf", "idnn", "no1")
+    monkeypatch.setattr(systems, "SYSTEMS", {name: SYSTEMS[name] for name in (*chosen, "anopatch-ast", "stgram-mfn")})
+    assert command.main(["--quick", "--only", "systems", "--to", str(tmp_path)]) == 0
+    cases = {(case["data"], case["recipe"]): case for case in written(tmp_path, "systems")["systems"]}
+    assert set(cases) == {("hall", name) for name in (*chosen, "stgram-mfn")} | {("modspec", name) for name in chosen}
+    for case in cases.values():
+        assert case["training_seconds"] > 0 and case["milliseconds_of_one_clip"]["median"] > 0
+        assert case["parameters"] > 10_000
+
+
+def test_a_whole_training_is_every_epoch_of_every_stage_and_part():
+    def log(*seconds, **more):
+        epochs = range(1, 1 + len(seconds))
+        return pd.DataFrame(dict(epoch=epochs, seconds=seconds)).assign(**more)
+
+    two_types = pd.concat([log(9.0, 2.0, machine_type="fan"), log(9.0, 3.0, machine_type="pump")])
+    idnn = SYSTEMS["idnn"].recipe("book")
+    assert systems.training_seconds(idnn, SimpleNamespace(log=two_types)) == idnn.epochs * 5
+    two_stages = SimpleNamespace(log=log(9.0, 2.0), earlier=(SimpleNamespace(log=log(7.0)),))
+    assert systems.training_seconds(ol.recipe("clp-scf", "book"), two_stages) == 16 * 2 + 5 * 7
+    parts = SimpleNamespace(log=pd.concat([log(9.0, 2.0, part="classifier"), log(9.0, 4.0, part="made")]))
+    no1 = SYSTEMS["no1"].recipe("book")
+    assert systems.training_seconds(no1, parts) == no1.epochs * 2 + no1.made_epochs * 4

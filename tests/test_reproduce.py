@@ -174,13 +174,18 @@ def test_the_plan_is_seed_by_seed_and_names_each_run_once():
     kept = {(job.recipe.name, job.recipe.seed) for job in jobs if job.keep}
     assert kept == {("logmel-osscl", 0), ("tfstgram-osscl", 0)}
     assert {job.recipe.epochs for job in jobs} == {2}
-    with pytest.raises(BadInput, match="--set colour=red: no system"):
-        plan(records, [3], source, "book", ["colour=red"])
+    for odd in ("colour=red", "nobody:epochs=2"):
+        with pytest.raises(BadInput, match=f"--set {odd}: no system"):
+            plan(records, [3], source, "book", [odd])
 
 
 def test_settings_reach_the_systems_that_have_them():
     changed, known = with_settings(recipe("logmel-osscl"), ["reduction=none", "learning_rate=0.5", "colour=red"])
-    assert (changed.reduction, changed.learning_rate) == (None, 0.5) and known == {"reduction=none", "learning_rate=0.5"}
+    assert (changed.reduction, changed.learning_rate) == (None, 0.5)
+    assert known == {"reduction=none", "learning_rate=0.5"}
+    own = ["logmel:epochs=3", "idnn:epochs=4", "epochs:epochs=5"]
+    changed, known = with_settings(recipe("logmel-arcface"), own)
+    assert changed.epochs == 3 and known == {"logmel:epochs=3"}
     for bad in ("epochs", "epochs=", "epochs=many", "epochs=0", "=3", "width=none"):
         with pytest.raises(BadInput, match=f"--set {bad}: "):
             with_settings(recipe("logmel-osscl"), [bad])

@@ -62,7 +62,7 @@ def _axes(ax: Axes | None, width: float, height: float) -> Axes:
 
 
 @styled
-def panels(rows: int, columns: int, *, width: float = 8.0, height: float = 3.0, **options: Any) -> np.ndarray:
+def panels(rows: int, columns: int, *, width: float = 5.2, height: float = 3.0, **options: Any) -> np.ndarray:
     """Axes of a new figure in the book's style, (rows, columns). Used from chapter 1 on.
 
     Args:
@@ -71,6 +71,18 @@ def panels(rows: int, columns: int, *, width: float = 8.0, height: float = 3.0, 
         options: what ``plt.subplots`` takes, such as ``sharey=True``.
     """
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)[1]
+
+
+def legend_below(ax: Axes, columns: int) -> None:
+    """One legend below the figure, where a narrow screen has room: each entry of all panels once, "printed" first.
+    Used from chapter 4 on.
+    """
+    found = [each.get_legend_handles_labels() for each in ax.figure.axes]
+    entries = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
+    ordered = sorted(entries, key=lambda label: label != "printed")
+    for legend in filter(None, (each.get_legend() for each in ax.figure.axes)):
+        legend.remove()
+    ax.figure.legend([entries[label] for label in ordered], ordered, loc="outside lower center", ncols=columns)
 
 
 def mel(hertz: ArrayLike) -> np.ndarray:
@@ -88,7 +100,7 @@ def waveform(
     Args:
         samples: (L,), int16 or float in [-1, 1].
     """
-    ax = _axes(ax, 7, 2)
+    ax = _axes(ax, 5.2, 2)
     samples = np.asarray(samples)
     if np.issubdtype(samples.dtype, np.integer):
         samples = samples / 32768
@@ -115,7 +127,7 @@ def log_mel(
         limits: lowest and highest level shown, dB; the same for figures that are to be compared.
         hop: samples between two frames.
     """
-    ax = _axes(ax, 7, 3)
+    ax = _axes(ax, 5.2, 3)
     values = np.asarray(values)
     bands, frames = values.shape
     low, high = limits or (float(values.min()), float(values.max()))
@@ -170,7 +182,7 @@ def score_histogram(
         scores: (N,), higher is more anomalous.
         threshold: drawn as a dashed line.
     """
-    ax = _axes(ax, 6, 3)
+    ax = _axes(ax, 5.2, 3)
     anomalous, scores = np.asarray(anomalous, bool), np.asarray(scores, float)
     edges = np.histogram_bin_edges(scores, bins)
     for rows, colour, element, label in (
@@ -198,7 +210,7 @@ def learning_curves(
         log: one row an epoch, with a column ``epoch``.
         columns: what to draw, one line each; they share the unit.
     """
-    ax = _axes(ax, 6, 3)
+    ax = _axes(ax, 5.2, 3)
     for column, marker in zip(columns, MARKERS, strict=False):
         ax.plot(log["epoch"], log[column], marker=marker, markersize=4, label=column.replace("_", " "))
     ax.set(xlabel="epoch", ylabel=unit, title=title)
@@ -227,7 +239,7 @@ def scatter(
         axis: what made the map; its axes have no unit.
         named: write each group's name, without ``id_``, where its normal clips lie, in place of a legend.
     """
-    ax = _axes(ax, 6, 4.5)
+    ax = _axes(ax, 5.2, 4.5)
     points, groups = np.asarray(points), np.asarray(groups)
     anomalous = np.zeros(len(points), bool) if anomalous is None else np.asarray(anomalous, bool)
     names = sorted(set(groups))
@@ -294,7 +306,7 @@ def auc_intervals(table: pd.DataFrame, ax: Axes | None = None, *, title: str = "
         axis: what was measured.
     """
     groups, systems = list(dict.fromkeys(table["group"])), list(dict.fromkeys(table["system"]))
-    ax = _axes(ax, 7, 1.2 + 0.16 * len(systems) * len(groups) + 0.12 * len(groups))
+    ax = _axes(ax, 5.2, 1.2 + 0.16 * len(systems) * len(groups) + 0.12 * len(groups))
     for k, (system, colour, marker) in enumerate(zip(systems, COLOURS, MARKERS, strict=False)):
         rows = table[table["system"] == system]
         at = rows["group"].map(groups.index) + (k - (len(systems) - 1) / 2) * 0.7 / len(systems)
@@ -421,7 +433,7 @@ def id_similarity(cosines: ArrayLike, names: Sequence[str], ax: Axes | None = No
         cosines: (C, C), from -1 to 1.
         names: such as "fan/id_00", (C,); the IDs of a type stand together.
     """
-    ax = _axes(ax, 6, 5)
+    ax = _axes(ax, 5.2, 5)
     types = [name.partition("/")[0] for name in names]
     image = ax.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
     ax.figure.colorbar(image, ax=ax, label="mean cosine", pad=0.02, shrink=0.7)

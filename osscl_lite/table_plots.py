@@ -32,7 +32,7 @@ def dots(
     """
     groups = list(dict.fromkeys(table["group"]))
     kinds = list(names) or list(dict.fromkeys(table["kind"]))
-    ax = _axes(ax, 6, 1.2 + 0.45 * len(groups))
+    ax = _axes(ax, 5.2, 1.2 + 0.45 * len(groups))
     measured = [kind for kind in kinds if kind != "printed"]
     if len(measured) > len(COLOURS):
         raise ValueError(f"{len(measured)} kinds: at most {len(COLOURS)} can be told apart by colour")
@@ -58,14 +58,6 @@ def dots(
 
 
 @styled
-def legend_below(ax: Axes, columns: int) -> None:
-    """The legend below the figure, where narrow screens have room; printed first, each entry once. In chapter 9."""
-    found = [each.get_legend_handles_labels() for each in ax.figure.axes]
-    entries = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
-    ordered = sorted(entries, key=lambda label: label != "printed")
-    ax.figure.legend([entries[label] for label in ordered], ordered, loc="outside lower center", ncols=columns)
-
-
 @styled
 def slopes(
     values: pd.DataFrame,
@@ -133,7 +125,7 @@ def costs(
         table: columns name, x, y, error (half-length of the bar; NaN for none), kind (a colour; "printed" is open).
         across, up: what the axes say, with units; ``logarithmic``: the axis of costs.
     """
-    ax = _axes(ax, 6.4, 4.6)
+    ax = _axes(ax, 5.2, 4.6)
     kinds = [kind for kind in dict.fromkeys(table["kind"]) if kind != "printed"]
     looks = {kind: dict(color=c, marker=m) for kind, c, m in zip(kinds, COLOURS, MARKERS, strict=False)}
     for kind, rows in table.dropna(subset=["x", "y"]).groupby("kind", sort=False):

@@ -15,6 +15,7 @@ from osscl_lite.record import (
     METHODS,
     PAPER_SCORE,
     RESULTS,
+    keeps_epochs,
     load_recorded,
     measures,
     read_results,
@@ -25,6 +26,7 @@ from osscl_lite.record import (
     scores_file,
     summary,
 )
+from osscl_lite.systems import SYSTEMS
 
 RECIPE = ol.replace(ol.recipe("logmel-osscl", "tiny"), width=8, epochs=1)
 
@@ -58,6 +60,13 @@ def test_a_record_holds_what_was_measured_and_its_detector(recorded):
     assert {row["band"] for row in first["methods"][METHODS[1]]["by_severity"]} == {".5 to .7"}
     text = (folder / "small-logmel-osscl-seed0.json").read_text()
     json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+
+
+def test_scores_by_epoch_are_kept_where_they_are_read():
+    kept = [ol.recipe(name) for name in ("logmel-osscl", "logmel-arcface", "logmel-namix", "logmel-clp-scf")]
+    assert all(map(keeps_epochs, [*kept, ol.replace(RECIPE, reduction=None)]))
+    not_kept = [ol.replace(RECIPE, reduction=16), ol.replace(RECIPE, highest_hz=2000), ol.recipe("stgram-osscl")]
+    assert not any(map(keeps_epochs, [*not_kept, SYSTEMS["idnn"].recipe("tiny")]))
 
 
 def test_every_way_of_scoring_is_named_and_finite(recorded):

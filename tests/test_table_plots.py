@@ -59,5 +59,5 @@ def test_the_legend_names_each_kind_once_and_printed_first():
     for ax in axes:
         ax.plot([0], [0], label="measured")
         ax.plot([0], [0], label="printed")
-    table_plots.legend_below(axes[0], 2)
+    plots.legend_below(axes[0], 2)
     assert [text.get_text() for text in axes[0].figure.legends[0].get_texts()] == ["printed", "measured"]

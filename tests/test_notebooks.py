@@ -19,7 +19,7 @@ if "google.colab" in sys.modules:  # nothing happens elsewhere
 """
 HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 LINES = 15
-DRAWS = re.compile(r"\b(?:plots|plt)\.(?!rc|style|close|mel\b)\w+\(|\.plot\.\w+\(|\.(?:hist|boxplot)\(")
+DRAWS = re.compile(r"\b(?:plots|plt)\.(?!rc|style|close|mel\b|legend_below)\w+\(|\.plot\.\w+\(|\.(?:hist|boxplot)\(")
 PLAYS = re.compile(r"\bframe_player\(")
 
 

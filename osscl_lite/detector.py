@@ -169,6 +169,7 @@ class Detector(Scorer, nn.Module):
         class_weight: the centres of the machine IDs, (C, E), of any length.
         log: one row an epoch after ``fit``, else None.
         watched: after a ``fit`` that watched clips, the scores of its moving average after each epoch, (epochs, N).
+        last: after a ``fit`` the state of its moving average at the last epoch, which need not be the chosen one.
         earlier: after a training in stages the detectors of those before, else none. Not part of what ``save`` writes.
     """
 
@@ -179,6 +180,7 @@ class Detector(Scorer, nn.Module):
         self.hall_version: str | None = None
         self.log: pd.DataFrame | None = None
         self.watched: np.ndarray | None = None
+        self.last: dict[str, Tensor] | None = None
         self.earlier: tuple[Detector, ...] = ()
         r = recipe
         self.log_mel = LogMel(r.bands, r.sample_rate, r.n_fft, r.hop, r.mel) if r.input == "waveform" else None

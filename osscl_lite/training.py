@@ -3,11 +3,13 @@
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from math import ceil, cos, isfinite, pi
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +30,7 @@ from osscl_lite.pictures import Pictures, step_bytes
 from osscl_lite.recipe import Recipe
 
 CHECKPOINT, DETECTOR, LOG = "checkpoint.safetensors", "detector.safetensors", "log.csv"
+ONE_WAY = 0.99  # mean cosine between clips of different machines above which embeddings tell nothing
 
 
 def fit(
@@ -455,15 +458,34 @@ class Run:
         self.best_loss = float("inf") if about["best_loss"] is None else about["best_loss"]
 
     def finish(self) -> Detector:
-        """Return the chosen epoch's average and write it beside the log."""
+        """Return the chosen epoch's average and write it beside the log; warn if nothing was learned by then."""
         model = self.average
+        model.last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.best)
+        if self.team.first and (unlearned := nothing_learned(self.log)):
+            warnings.warn(unlearned, stacklevel=3)
         model.requires_grad_(True).eval()
         model.hall_version, model.log = self.model.hall_version, pd.DataFrame(self.log)
         model.watched = torch.stack(self.watched).numpy() if self.watched else None
         if self.out is not None and self.team.first:
             model.save(self.out / DETECTOR)
         return model
+
+
+def nothing_learned(log: list[dict[str, Any]]) -> str:
+    """A warning if the chosen epoch's average had learned nothing and a later one had; else empty. See chapter 9.
+
+    An average whose embeddings all point one way is not far from each machine's centre, and so its loss may be lower
+    than that of one that tells machines apart but seldom by more than the margin.
+    """
+    chosen, last = [row for row in log if row["chosen"]][-1], log[-1]
+    if not (chosen["other_cosine"] > ONE_WAY and last["holdout_accuracy"] > chosen["holdout_accuracy"] + 0.1):
+        return ""
+    first, then = (
+        f"epoch {row['epoch']} (held-out loss {row['holdout_loss']:.2f}, names {row['holdout_accuracy']:.0%} of the clips)"
+        for row in (chosen, last)
+    )
+    return f"{first} is chosen, but its embeddings all point one way; {then} tells machines apart. Train for longer"
 
 
 def fit_input(recipe: Recipe, clips: pd.DataFrame) -> Recipe:

@@ -12,6 +12,7 @@ from osscl_lite.baselines.statistics import mahalanobis, mean_log_mel, nearest_n
 from osscl_lite.errors import BadInput
 from osscl_lite.recipe import Recipe
 from osscl_lite.record import (
+    LAST_EPOCH,
     METHODS,
     PAPER_SCORE,
     RESULTS,
@@ -27,6 +28,7 @@ from osscl_lite.record import (
     summary,
 )
 from osscl_lite.systems import SYSTEMS
+from osscl_lite.training import Run
 
 RECIPE = ol.replace(ol.recipe("logmel-osscl", "tiny"), width=8, epochs=1)
 
@@ -64,8 +66,8 @@ def test_a_record_holds_what_was_measured_and_its_detector(recorded):
 
 def test_scores_by_epoch_are_kept_where_they_are_read():
     kept = [ol.recipe(name) for name in ("logmel-osscl", "logmel-arcface", "logmel-namix", "logmel-clp-scf")]
-    assert all(map(keeps_epochs, [*kept, ol.replace(RECIPE, reduction=None)]))
-    not_kept = [ol.replace(RECIPE, reduction=16), ol.replace(RECIPE, highest_hz=2000), ol.recipe("stgram-osscl")]
+    assert all(map(keeps_epochs, [*kept, ol.replace(RECIPE, reduction=4)]))
+    not_kept = [ol.replace(RECIPE, highest_hz=2000), ol.recipe("stgram-osscl")]
     assert not any(map(keeps_epochs, [*not_kept, SYSTEMS["idnn"].recipe("tiny")]))
 
 
@@ -150,18 +152,35 @@ def test_shipped_records_are_named_after_their_seed_and_data(path):
 def test_shipped_records_follow_from_their_scores(path):
     result = json.loads(path.with_suffix(".json").read_text())
     scores = read_scores(result)
+    assert (LAST_EPOCH in scores.methods) == ("log" in result)
     for method, values in scores.methods.items():
+        if method == LAST_EPOCH:
+            continue  # has no numbers in the record
         found = json.loads(json.dumps(measures(values, scores.clips)))
         assert found.keys() == result["methods"][method].keys()
         for name, rows in found.items():
             pd.testing.assert_frame_equal(pd.DataFrame(rows), pd.DataFrame(result["methods"][method][name]), atol=1e-9)
 
 
+def test_the_last_epoch_is_scored_beside_the_chosen_one(tree, tmp_path, monkeypatch):
+    losses = iter([1.0, 2.0])  # the first of two epochs is chosen
+    real = Run.look_at_holdout
+    monkeypatch.setattr(Run, "look_at_holdout", lambda self: real(self) | dict(holdout_loss=next(losses)))
+    clips = ol.load_clips("dcase2020", root=tree)
+    result = record(ol.replace(RECIPE, epochs=2), clips, "two", tmp_path / "run", tmp_path, device="cpu")
+    kept = read_scores(result, tmp_path)
+    assert result["chosen"] == 1 and LAST_EPOCH not in result["methods"]
+    for method, epoch in ((PAPER_SCORE, 0), (LAST_EPOCH, 1)):
+        np.testing.assert_allclose(kept.methods[method], kept.epochs[epoch].astype(np.float32), rtol=2e-3)
+    assert not np.allclose(kept.methods[PAPER_SCORE], kept.methods[LAST_EPOCH])
+
+
 def test_scores_that_were_edited_are_noticed(recorded, tmp_path):
     folder = recorded[1]
     result = read_results("small", "logmel-osscl", [0], folder)[0]
     kept = read_scores(result, folder)
-    assert set(kept.methods) == set(METHODS) and kept.epochs.shape == (1, 16) and kept.epochs.dtype == np.float16
+    assert set(kept.methods) == {*METHODS, LAST_EPOCH}
+    assert kept.epochs.shape == (1, 16) and kept.epochs.dtype == np.float16
     name = result["scores"]["file"]
     content = (folder / name).read_bytes()
     with pytest.raises(BadInput, match=f"{name}: cannot be read"):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -179,6 +180,23 @@ def test_the_epoch_of_the_lowest_held_out_loss_is_kept(log_mels, monkeypatch):
     assert model.log["chosen"].tolist() == [True, True, False, False]
     assert all(torch.equal(tensor, kept[1][name]) for name, tensor in model.state_dict().items())
     assert not torch.equal(kept[1]["class_weight"], kept[3]["class_weight"])
+    assert all(torch.equal(tensor, kept[3][name]) for name, tensor in model.last.items())
+
+
+def test_a_choice_of_an_average_that_has_learned_nothing_is_told(log_mels, monkeypatch):
+    looks = iter([(1.0, 0.05, 0.999), (2.0, 0.8, 0.3)] * 2)  # held-out loss, accuracy, cosine of different machines
+
+    def scripted(self):
+        loss, accuracy, cosine = next(looks)
+        return dict(holdout_loss=loss, holdout_accuracy=accuracy, own_cosine=1.0, other_cosine=cosine)
+
+    monkeypatch.setattr(Run, "look_at_holdout", scripted)
+    with pytest.warns(UserWarning, match="epoch 1 .*loss 1.00, names 5% .* epoch 2 .*2.00, names 80%"):
+        train(small(epochs=2), log_mels)
+    looks = iter([(2.0, 0.05, 0.999), (1.0, 0.8, 0.3)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train(small(epochs=2), log_mels).log["chosen"].all()
 
 
 def test_the_held_out_loss_is_the_mean_score_of_the_held_out_clips(log_mels):
@@ -240,6 +258,7 @@ def test_a_stop_between_epochs_changes_nothing(log_mels, tmp_path, monkeypatch):
     assert again.log["epoch"].tolist() == [1, 2, 3] and (tmp_path / "stopped" / "log.csv").exists()
     twice = train(small(), log_mels, tmp_path / "stopped")  # a finished run is not trained further
     assert torch.equal(twice.class_weight, again.class_weight)
+    assert all(torch.equal(tensor, again.last[name]) for name, tensor in twice.last.items())
     assert len(pd.read_csv(tmp_path / "stopped" / "log.csv")) == 3
 
 

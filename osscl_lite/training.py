@@ -482,7 +482,7 @@ def nothing_learned(log: list[dict[str, Any]]) -> str:
     if not (chosen["other_cosine"] > ONE_WAY and last["holdout_accuracy"] > chosen["holdout_accuracy"] + 0.1):
         return ""
     first, then = (
-        f"epoch {row['epoch']} (held-out loss {row['holdout_loss']:.2f}, names {row['holdout_accuracy']:.0%} of the clips)"
+        f"epoch {row['epoch']} (held-out loss {row['holdout_loss']:.2f}, names {row['holdout_accuracy']:.0%} of clips)"
         for row in (chosen, last)
     )
     return f"{first} is chosen, but its embeddings all point one way; {then} tells machines apart. Train for longer"

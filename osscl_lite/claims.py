@@ -14,7 +14,7 @@ from scipy.stats import t as student
 
 from osscl_lite.bootstrap import over_types, paired_interval
 from osscl_lite.errors import BadInput
-from osscl_lite.record import PAPER_SCORE
+from osscl_lite.record import LAST_EPOCH, PAPER_SCORE
 from osscl_lite.tables import (
     HERE,
     NEIGHBOUR,
@@ -352,6 +352,36 @@ def epoch_choice(records: Records, system: str) -> pd.DataFrame:
         for choice, epoch in choices.items():
             rows.append((run.result["seed"], choice, epoch, *values[epoch - 1]))
     return pd.DataFrame(rows, columns=["seed", "choice", "epoch", "AUC", "pAUC"])
+
+
+def chosen_against_last(records: Records, system: str) -> pd.DataFrame:
+    """What the choice of the epoch did to a detector: the chosen one and the last, development test clips.
+    Explained in chapter 9.
+
+    Returns:
+        Columns seed, choice ("chosen", "last"), epoch, AUC, pAUC (percent, per-ID means), holdout_loss,
+        holdout_accuracy (share of held-out normal clips whose machine is named).
+    """
+    rows = []
+    for run in records.runs(system):
+        looks = {row["epoch"]: (row["holdout_loss"], row["holdout_accuracy"]) for row in run.result["log"]}
+        ways = ("chosen", run.result["chosen"], PAPER_SCORE), ("last", max(looks), LAST_EPOCH)
+        for choice, epoch, method in ways:
+            average = run.averages(method, "development")["all", "mean"]
+            values = (100 * average["auc"], 100 * average["pauc"])
+            rows.append((run.result["seed"], choice, epoch, *values, *looks[epoch]))
+    columns = ["seed", "choice", "epoch", "AUC", "pAUC", "holdout_loss", "holdout_accuracy"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def loss_of_one_way(machines: int, margin: float, scale: float = 30.0) -> float:
+    """Cross-entropy of the margin logits if all embeddings and all centres are one vector, in nats: what a detector
+    pays that has learned nothing. Explained in chapter 9.
+
+    ln(1 + (machines - 1) exp(scale (1 - cos margin))), from ArcFace's logits: scale cos margin at the own machine,
+    scale at every other.
+    """
+    return float(np.logaddexp(0, np.log(machines - 1) + scale * (1 - np.cos(margin))))
 
 
 def seed_noise(records: Records, level: float = 0.95) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from osscl_lite.bootstrap import draw_weights
 from osscl_lite.claims import (
@@ -14,17 +15,20 @@ from osscl_lite.claims import (
     audit,
     beyond_luck,
     by_method,
+    chosen_against_last,
     compare,
     differences,
     differences_text,
     epoch_choice,
+    loss_of_one_way,
     pooled_against_mean,
     printed_difference,
     seed_noise,
 )
 from osscl_lite.errors import BadInput
+from osscl_lite.losses import arcface_logits
 from osscl_lite.metrics import evaluate
-from osscl_lite.record import METHODS, PAPER_SCORE, measures, scores_file
+from osscl_lite.record import LAST_EPOCH, METHODS, PAPER_SCORE, measures, scores_file
 from osscl_lite.tables import REDUCTIONS, SYSTEMS_OF, TABLES, TYPES, Records, cell, cells, layout, printed, table_text
 
 KINDS = [kind for kind in TYPES if kind != "all"]
@@ -56,7 +60,8 @@ def write_record(folder, data, system, seed, clips, fingerprint="abc", input="wa
     }
     detector = len(methods) > 1
     epochs = np.stack([scores[PAPER_SCORE] * 0, scores[PAPER_SCORE], luck]).astype("f2") if detector else None
-    content, name = scores_file(clips, scores, epochs), f"{data}-{system}-seed{seed}"
+    last = {LAST_EPOCH: luck.astype("f4")} if detector else {}
+    content, name = scores_file(clips, scores | last, epochs), f"{data}-{system}-seed{seed}"
     result = dict(
         data=data,
         fingerprint=fingerprint,
@@ -70,7 +75,8 @@ def write_record(folder, data, system, seed, clips, fingerprint="abc", input="wa
         measured_on=dict(hardware="a processor"),
     )
     if detector:
-        result["chosen"] = 3
+        result["chosen"] = 2
+        result["log"] = [dict(epoch=n, holdout_loss=1.0 + n, holdout_accuracy=n / 4) for n in (1, 2, 3)]
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.npz").write_bytes(content)
     (folder / f"{name}.json").write_text(json.dumps(result))
@@ -426,7 +432,7 @@ def test_pooled_against_mean_and_ways_of_scoring_are_of_the_same_runs(records):
     )
     assert (frame["difference"] - (frame["pooled"] - frame["mean"])).abs().max() < 1e-9 and len(frame) == 2 * 7 * 2
     ways = by_method(records, ["clp-scf"]).set_index(["method", "measure"])
-    assert len(ways) == 9 and ways.loc[(PAPER_SCORE, "AUC"), "gain"] == 0
+    assert len(ways) == 12 and ways.loc[(PAPER_SCORE, "AUC"), "gain"] == 0
     gain = ways.loc[(METHODS[1], "mAUC"), "value"] - ways.loc[(PAPER_SCORE, "mAUC"), "value"]
     assert ways.loc[(METHODS[1], "mAUC"), "gain"] == pytest.approx(gain)
 
@@ -436,12 +442,34 @@ def test_the_epoch_of_the_test_clips_is_never_worse_on_them(records):
     assert len(frame) == 6
     for seed, part in frame.groupby("seed"):
         rows = part.set_index("choice")
-        assert rows.loc["test clips", "epoch"] == 2 and rows.loc["normal clips", "epoch"] == 3  # as they were made
+        assert (rows["epoch"] == [2, 2, 3]).all()  # as they were made
         assert rows.loc["test clips", "AUC"] == pytest.approx(
             cell(records.runs("clp-scf")[seed], 2, "Average AUC"), abs=0.1
         )
     with pytest.raises(BadInput, match="no scores of its epochs"):
         epoch_choice(records, "idnn")
+
+
+def test_the_last_epoch_stands_beside_the_chosen_one(records):
+    frame = chosen_against_last(records, "clp-scf").set_index(["seed", "choice"])
+    assert frame.index.tolist() == [(0, "chosen"), (0, "last"), (1, "chosen"), (1, "last")]
+    run = records.runs("clp-scf")[1]
+    assert frame.loc[(1, "chosen"), "AUC"] == pytest.approx(cell(run, 2, "Average AUC"))
+    clips, scores = run.scores.clips, run.scores.methods[LAST_EPOCH]
+    rows = clips["dataset"].eq("development").to_numpy()
+    assert frame.loc[(1, "last"), "AUC"] == pytest.approx(average(scores[rows], clips[rows])[0])
+    assert frame.loc[(0, "last"), ["epoch", "holdout_loss", "holdout_accuracy"]].tolist() == [3, 4.0, 0.75]
+    found = compare(records, "clp-scf", "logmel-osscl", "AUC", LAST_EPOCH)
+    assert found["difference"] == 0  # the scores of the last epoch were made alike
+
+
+@pytest.mark.parametrize("machines, margin", [(23, 0.7), (41, 0.4), (2, 1.0)])
+def test_the_loss_of_one_direction_is_that_of_the_logits(machines, margin):
+    one_way = torch.ones(machines, 3).double() / 3**0.5
+    y = torch.arange(machines)
+    logits = arcface_logits(one_way, one_way, y, margin=margin)
+    expected = torch.nn.functional.cross_entropy(logits, y).item()
+    assert loss_of_one_way(machines, margin) == pytest.approx(expected, rel=1e-4)
 
 
 def test_seed_noise_is_pooled_over_systems_and_judges_printed_differences(records):

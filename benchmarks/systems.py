@@ -28,8 +28,8 @@ def measure(setting: Setting) -> None:
         setting, "systems",
         "seconds of a whole training of all machines, and of one clip from waveform or picture to score; one thread",
         f"training: the second of {EPOCHS} epochs over one in {SHARE} of the clips, times {SHARE} and the epochs of the"
-        " recipe, so without reading, Log-Mels and held-out clips; 'modspec': noise in the shape of the real features, which"
-        " changes no time",
+        " recipe, so without reading, Log-Mels and held-out clips; 'modspec': noise in the shape of the real features,"
+        " which changes no time",
     )  # fmt: skip
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -118,7 +118,7 @@ def reductions(values: pd.DataFrame, ax: Axes, *, title: str = "", errors: pd.Se
 def costs(
     table: pd.DataFrame, ax: Axes | None = None, *, across: str, up: str, title: str = "", logarithmic: bool = True
 ) -> Axes:
-    """A point a system: what it costs across, what it finds upwards, its name beside it. Table V.
+    """A point a system: what it costs across, what it finds upwards; ``name_points`` writes the names. Table V.
     Explained in chapter 9.
 
     Args:
@@ -142,13 +142,19 @@ def costs(
     ax.margins(x=0.2, y=0.12)
     ax.set(xlabel=across, ylabel=up, title=title)
     ax.grid(color="0.9")
-    _name(ax, table.dropna(subset=["x", "y"]).sort_values("y", ascending=False))
     return ax
 
 
-def _name(ax: Axes, points: pd.DataFrame) -> None:
-    """Write the names beside the points, each at the first place where it covers no name, point or bar."""
+@styled
+def name_points(table: pd.DataFrame, ax: Axes) -> None:
+    """Write the names beside the points of ``costs``, each at the first place where it covers no name, point or bar.
+
+    To be called last, when limits and legends are there: it goes by the size that the axes have then.
+    Explained in chapter 9.
+    """
+    points = table.dropna(subset=["x", "y"]).sort_values("y", ascending=False)
     ax.figure.draw_without_rendering()  # settles the size of the axes
+    ax.figure.set_layout_engine("none")  # and keeps it
     scale = 72 / ax.figure.dpi  # points a pixel
     at = ax.transData.transform(points[["x", "y"]].to_numpy(float)) * scale
     reach = points["error"].fillna(0).to_numpy(float)
@@ -156,7 +162,7 @@ def _name(ax: Axes, points: pd.DataFrame) -> None:
     taken = [(x - 4, down - 4, x + 4, up + 4) for (x, _), down, up in zip(at, low, high, strict=True)]
     left, right = ax.bbox.x0 * scale, ax.bbox.x1 * scale
     for (x, y), row in zip(at, points.itertuples(), strict=True):
-        long = 5 * len(row.name)
+        long = 5.4 * len(row.name)
         places = [(dx, dy) for dy in (3, -10, 14, -21, 25, -32, 36, -43) for dx in (7, -7 - long)]
         boxes = {(dx, dy): (x + dx, y + dy, x + dx + long, y + dy + 9) for dx, dy in places}
         free = [

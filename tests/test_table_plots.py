@@ -32,7 +32,10 @@ def test_too_many_kinds_are_refused():
 
 def test_names_beside_points_do_not_cover_each_other():
     table = pd.DataFrame(dict(name=["first", "second", "third"], x=[1.0, 1.01, 1.02], y=[50.0, 50.1, 50.2]))
-    ax = table_plots.costs(table.assign(error=np.nan, kind="k"), across="minutes", up="AUC (%)")
+    table = table.assign(error=np.nan, kind="k")
+    ax = table_plots.costs(table, across="minutes", up="AUC (%)")
+    plots.legend_below(ax, 1)
+    table_plots.name_points(table, ax)
     ax.figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in ax.texts]
     assert len(boxes) == 3 and not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
@@ -48,6 +51,7 @@ def test_nothing_recorded_is_a_figure_that_says_so(draw):
     elif draw == "costs":
         empty = pd.DataFrame(dict(name=["a"], x=np.nan, y=np.nan, error=np.nan, kind="k"))
         table_plots.costs(empty, ax, across="minutes", up="AUC (%)")
+        table_plots.name_points(empty, ax)
     else:
         table_plots.epoch_curves({}, {}, ax)
     assert [text.get_text() for text in ax.texts] == ["no record yet"]

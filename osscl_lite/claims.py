@@ -14,7 +14,7 @@ from scipy.stats import t as student
 
 from osscl_lite.bootstrap import over_types, paired_interval
 from osscl_lite.errors import BadInput
-from osscl_lite.record import LAST_EPOCH, PAPER_SCORE
+from osscl_lite.record import LAST_EPOCH, METHODS, PAPER_SCORE
 from osscl_lite.tables import (
     HERE,
     NEIGHBOUR,
@@ -321,7 +321,7 @@ def by_method(records: Records, systems: list[str]) -> pd.DataFrame:
     rows = []
     for system in systems:
         runs = records.runs(system)
-        for method in runs[0].scores.methods if runs else ():
+        for method in [way for way in METHODS if way in runs[0].scores.methods] if runs else ():
             for measure, (table, column) in _AVERAGES.items():
                 values = np.array([cell(run, table, column, "mean", method) for run in runs])
                 gains = values - [cell(run, table, column) for run in runs]

@@ -140,8 +140,6 @@ def is_recorded(job: Job, to: Path) -> bool:
     try:
         found = json.loads(path.read_bytes())
         recipe, data = found["recipe"], found["fingerprint"]
-        if "scores" not in found:  # version 0.1.0 wrote none at first
-            return False
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"{path}: not a readable record; delete it") from None
     mine = json.loads(json.dumps(job.recipe.to_dict()))
@@ -151,7 +149,7 @@ def is_recorded(job: Job, to: Path) -> bool:
     different += [] if data == fingerprint(load_clips(**job.source)) else ["clips"]
     if different:
         raise BadInput(f"{path}: a record of another {' and '.join(different)}; give another folder, or delete it")
-    return True
+    return "scores" in found  # version 0.1.0 wrote none at first
 
 
 def state(job: Job, to: Path, out: Path) -> str:

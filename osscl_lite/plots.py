@@ -73,6 +73,7 @@ def panels(rows: int, columns: int, *, width: float = 5.2, height: float = 3.0, 
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)[1]
 
 
+@styled
 def legend_below(ax: Axes, columns: int) -> None:
     """One legend below the figure, where a narrow screen has room: each entry of all panels once, "printed" first.
     Used from chapter 4 on.

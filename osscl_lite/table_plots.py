@@ -58,7 +58,6 @@ def dots(
 
 
 @styled
-@styled
 def slopes(
     values: pd.DataFrame,
     ax: Axes,
@@ -157,25 +156,33 @@ def name_points(table: pd.DataFrame, ax: Axes) -> None:
     ax.figure.set_layout_engine("none")  # and keeps it
     scale = 72 / ax.figure.dpi  # points a pixel
     at = ax.transData.transform(points[["x", "y"]].to_numpy(float)) * scale
+    lengths = [scale * _length(name, ax) for name in points["name"]]
     reach = points["error"].fillna(0).to_numpy(float)
     low, high = (ax.transData.transform(np.c_[points["x"], points["y"] + way * reach])[:, 1] * scale for way in (-1, 1))
     taken = [(x - 4, down - 4, x + 4, up + 4) for (x, _), down, up in zip(at, low, high, strict=True)]
     left, right = ax.bbox.x0 * scale, ax.bbox.x1 * scale
-    for (x, y), row in zip(at, points.itertuples(), strict=True):
-        long = 5.4 * len(row.name)
+    for (x, y), row, long in zip(at, points.itertuples(), lengths, strict=True):
         places = [(dx, dy) for dy in (3, -10, 14, -21, 25, -32, 36, -43) for dx in (7, -7 - long)]
         boxes = {(dx, dy): (x + dx, y + dy, x + dx + long, y + dy + 9) for dx, dy in places}
         free = [
             place
             for place, box in boxes.items()
             if left < box[0]
-            and box[2] < right + 12
+            and box[2] < right
             and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
         ]
         place = free[0] if free else places[0]
         taken.append(boxes[place])
         line = dict(arrowstyle="-", color=GREY, linewidth=0.5) if abs(place[1]) > 12 else None
         ax.annotate(row.name, (row.x, row.y), place, textcoords="offset points", fontsize=9, arrowprops=line)
+
+
+def _length(name: str, ax: Axes) -> float:
+    """Pixels that a name takes."""
+    text = ax.text(0, 0, name, fontsize=9)
+    pixels = text.get_window_extent().width
+    text.remove()
+    return pixels
 
 
 @styled

@@ -202,7 +202,7 @@ class Run:
             BadInput: if the run kept no scores of its epochs.
         """
         if self.scores.epochs is None:
-            raise BadInput(f"{self.path}: keeps no scores of its epochs; only detectors have them")
+            raise BadInput(f"{self.path}: keeps no scores of its epochs; see osscl_lite.record.keeps_epochs")
         clips = self.scores.clips[rows].reset_index(drop=True)
         once = np.ones((1, len(clips)), np.uint8)
         drawn = [machine_draws(clips, scores, once) for scores in self.scores.epochs[:, rows].astype(np.float32)]

@@ -31,6 +31,7 @@ from osscl_lite.recipe import Recipe
 
 CHECKPOINT, DETECTOR, LOG = "checkpoint.safetensors", "detector.safetensors", "log.csv"
 ONE_WAY = 0.99  # mean cosine between clips of different machines above which embeddings tell nothing
+MORE = 0.1  # share of held-out clips that a later epoch must name more, to warn of the chosen one
 
 
 def fit(
@@ -64,7 +65,10 @@ def fit(
     Returns:
         The moving average of the weights at the epoch with the lowest cross-entropy on held-out normal clips (the last
         epoch for loss "supcon", which knows no classes), in eval mode; ``log`` holds one row an epoch, ``watched``
-        (epochs, N) scores, float16.
+        (epochs, N) scores, float16, ``last`` the state of the last epoch.
+
+    Warns:
+        UserWarning: if the chosen epoch had learned nothing and the last one had (chapter 9).
 
     Raises:
         BadInput: no training clips, fewer than two machine IDs, clips that cannot be read, an ``out`` folder that
@@ -473,19 +477,18 @@ class Run:
 
 
 def nothing_learned(log: list[dict[str, Any]]) -> str:
-    """A warning if the chosen epoch's average had learned nothing and a later one had; else empty. See chapter 9.
+    """A warning if the chosen epoch's average had learned nothing and the last one had; else empty. See chapter 9.
 
-    An average whose embeddings all point one way is not far from each machine's centre, and so its loss may be lower
-    than that of one that tells machines apart but seldom by more than the margin.
+    If clips and centres all point one way, the loss can be lower than that of an average that tells machines apart.
     """
     chosen, last = [row for row in log if row["chosen"]][-1], log[-1]
-    if not (chosen["other_cosine"] > ONE_WAY and last["holdout_accuracy"] > chosen["holdout_accuracy"] + 0.1):
+    if not (chosen["other_cosine"] > ONE_WAY and last["holdout_accuracy"] > chosen["holdout_accuracy"] + MORE):
         return ""
     first, then = (
         f"epoch {row['epoch']} (held-out loss {row['holdout_loss']:.2f}, names {row['holdout_accuracy']:.0%} of clips)"
         for row in (chosen, last)
     )
-    return f"{first} is chosen, but its embeddings all point one way; {then} tells machines apart. Train for longer"
+    return f"{first} is chosen, but its embeddings all point one way; {then} tells machines apart; see the log"
 
 
 def fit_input(recipe: Recipe, clips: pd.DataFrame) -> Recipe:

@@ -269,7 +269,6 @@ def test_the_cost_of_every_kind_of_system_is_measured(tmp_path, monkeypatch):
     assert set(cases) == {("hall", name) for name in (*chosen, "stgram-mfn")} | {("modspec", name) for name in chosen}
     for case in cases.values():
         assert case["training_seconds"] > 0 and case["milliseconds_of_one_clip"]["median"] > 0
-        assert case["parameters"] > 10_000
 
 
 def test_a_whole_training_is_every_epoch_of_every_stage_and_part():

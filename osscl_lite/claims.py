@@ -364,12 +364,12 @@ def chosen_against_last(records: Records, system: str) -> pd.DataFrame:
     """
     rows = []
     for run in records.runs(system):
-        looks = {row["epoch"]: (row["holdout_loss"], row["holdout_accuracy"]) for row in run.result["log"]}
-        ways = ("chosen", run.result["chosen"], PAPER_SCORE), ("last", max(looks), LAST_EPOCH)
+        looks = pd.DataFrame(run.result["log"]).set_index("epoch")[["holdout_loss", "holdout_accuracy"]]
+        ways = ("chosen", run.result["chosen"], PAPER_SCORE), ("last", looks.index[-1], LAST_EPOCH)
         for choice, epoch, method in ways:
             average = run.averages(method, "development")["all", "mean"]
             values = (100 * average["auc"], 100 * average["pauc"])
-            rows.append((run.result["seed"], choice, epoch, *values, *looks[epoch]))
+            rows.append((run.result["seed"], choice, epoch, *values, *looks.loc[epoch]))
     columns = ["seed", "choice", "epoch", "AUC", "pAUC", "holdout_loss", "holdout_accuracy"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -128,12 +128,12 @@ def record(
         result |= dict(
             hall_version=model.hall_version,
             confusion=confusion(model, test).tolist(),
-            log=rows_of(model.log.drop(columns="seconds")),
+            log=columns_of(model.log.drop(columns="seconds")),
             chosen=int(chosen),
             epoch_seconds=round(float(model.log["seconds"].median()), 2),
         )
         for earlier in model.earlier:
-            result["earlier_log"] = rows_of(earlier.log.drop(columns="seconds"))
+            result["earlier_log"] = columns_of(earlier.log.drop(columns="seconds"))
         if keep:
             model.save(folder / f"{name}.safetensors")
             for earlier in model.earlier:
@@ -159,18 +159,18 @@ def last_scores(model: Detector, test: pd.DataFrame, chosen: np.ndarray) -> np.n
     return other.eval().score_clips(test).astype(np.float32)
 
 
-def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows for JSON, which knows no NaN."""
-    return table.astype(object).where(table.notna(), None).to_dict("records")
+def columns_of(table: pd.DataFrame) -> dict[str, list[Any]]:
+    """Columns for JSON, which knows no NaN; half as long as rows. ``pd.DataFrame`` makes a table of them again."""
+    return table.astype(object).where(table.notna(), None).to_dict("list")
 
 
-def measures(scores: np.ndarray, test: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+def measures(scores: np.ndarray, test: pd.DataFrame) -> dict[str, dict[str, list[Any]]]:
     """What a record says of one way of scoring: AUCs, and those by fault band and severity where faults are known."""
     found = dict(auc=evaluate(scores, test))
     if "band" in test:
         found["band"] = by_band(scores, test)
         found["by_severity"] = by_band(scores, test.assign(band=severity_class(test)))
-    return {name: rows_of(table.round(DECIMALS)) for name, table in found.items()}
+    return {name: columns_of(table.round(DECIMALS)) for name, table in found.items()}
 
 
 def run_name(data: str, recipe: Any, more: str = "") -> str:
@@ -349,14 +349,8 @@ def summary(results: Sequence[dict[str, Any]], average: str = "mean", value: str
     """
     rows = {}
     for method in results[0]["methods"]:
-        runs = pd.DataFrame(
-            {
-                row["machine_type"]: row[value]
-                for row in result["methods"][method]["auc"]
-                if row["machine_id"] == "all" and row["average"] == average
-            }
-            for result in results
-        )
+        tables = [pd.DataFrame(result["methods"][method]["auc"]).set_index("machine_type") for result in results]
+        runs = pd.DataFrame([table.loc[table["average"].eq(average), value] for table in tables])
         both = {column: interval(100 * runs[column].to_numpy(float)) for column in runs}
         rows[method, "value"] = {column: pair[0] for column, pair in both.items()}
         rows[method, "±"] = {column: pair[1] for column, pair in both.items()}

@@ -17,7 +17,7 @@ import pandas as pd
 from osscl_lite.bootstrap import draw_weights, machine_draws, over_types
 from osscl_lite.errors import BadInput
 from osscl_lite.metrics import evaluate
-from osscl_lite.record import DECIMALS, LAST_EPOCH, METHODS, PAPER_SCORE, RESULTS, read_results, read_scores, rows_of
+from osscl_lite.record import DECIMALS, LAST_EPOCH, METHODS, PAPER_SCORE, RESULTS, columns_of, read_results, read_scores
 from osscl_lite.systems import SYSTEMS
 
 TABLES = {2: "II", 3: "III", 4: "IV", 5: "V", 6: "VI"}
@@ -219,7 +219,7 @@ class Run:
             return
         told = pd.DataFrame(self.result["methods"].get(method, {}).get("auc", []))
         every = self._evaluate(method, np.ones(len(self.scores.clips), bool))
-        found = pd.DataFrame(json.loads(json.dumps(rows_of(every)))) if every is not None else pd.DataFrame()
+        found = pd.DataFrame(json.loads(json.dumps(columns_of(every)))) if every is not None else pd.DataFrame()
         try:
             pd.testing.assert_frame_equal(told, found, check_dtype=False, check_exact=False, rtol=0, atol=ROUNDED)
         except AssertionError:

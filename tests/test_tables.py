@@ -76,7 +76,7 @@ def write_record(folder, data, system, seed, clips, fingerprint="abc", input="wa
     )
     if detector:
         result["chosen"] = 2
-        result["log"] = [dict(epoch=n, holdout_loss=1.0 + n, holdout_accuracy=n / 4) for n in (1, 2, 3)]
+        result["log"] = dict(epoch=[1, 2, 3], holdout_loss=[2.0, 3.0, 4.0], holdout_accuracy=[0.25, 0.5, 0.75])
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.npz").write_bytes(content)
     (folder / f"{name}.json").write_text(json.dumps(result))
@@ -247,7 +247,7 @@ def test_records_edited_by_hand_are_noticed(tmp_path):
     path = write_record(tmp_path, "hall-book", "idnn", 0, test_clips(), methods=METHODS[:1])
     kept = path.read_text()
     result = json.loads(kept)
-    result["methods"][PAPER_SCORE]["auc"][3]["auc"] += 0.01
+    result["methods"][PAPER_SCORE]["auc"]["auc"][3] += 0.01
     path.write_text(json.dumps(result))
     with pytest.raises(BadInput, match="idnn-seed0.json: its AUCs by paper's score do not follow from its scores"):
         cells(Records("hall-book", tmp_path), 2)

@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from math import ceil, cos, isfinite, pi
+from math import cos, isfinite, pi
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,7 @@ from osscl_lite.data import fingerprint, hall_version, load_features, machine_na
 from osscl_lite.detector import Detector, read_inputs
 from osscl_lite.errors import BadInput
 from osscl_lite.files import check_identity, read_tensors, write_tensors, write_whole
+from osscl_lite.holdout import hold_out, look, nothing_learned
 from osscl_lite.losses import mixup, noisy_arcmix, noisy_supcon, supcon
 from osscl_lite.parallel import Team, joined
 from osscl_lite.perturbation import unit_sphere
@@ -30,8 +30,6 @@ from osscl_lite.pictures import Pictures, step_bytes
 from osscl_lite.recipe import Recipe
 
 CHECKPOINT, DETECTOR, LOG = "checkpoint.safetensors", "detector.safetensors", "log.csv"
-ONE_WAY = 0.99  # mean cosine between clips of different machines above which embeddings tell nothing
-MORE = 0.1  # share of held-out clips that a later epoch must name more, to warn of the chosen one
 
 
 def fit(
@@ -126,17 +124,6 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
     flat = round(recipe.flat_epochs * recipe.epochs)
     along = max(0, epoch - flat) / max(1, recipe.epochs - flat)
     return low + (recipe.learning_rate - low) * (1 + cos(pi * along)) / 2
-
-
-def hold_out(clips: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
-    """Choose clips that pick the epoch: a boolean mask (N,), about ``fraction`` of the rows. Explained in chapter 5.
-
-    Clips that share a background recording stay together, where the table says so.
-    """
-    rng = np.random.default_rng([seed, 0])
-    groups = clips["background"].to_numpy() if "background" in clips else np.arange(len(clips))
-    names = rng.permutation(pd.unique(groups))
-    return np.isin(groups, names[: ceil(fraction * len(names))])
 
 
 class OneStage(nn.Module):
@@ -370,23 +357,9 @@ class Run:
         z, y = zip(*found, strict=True)
         return torch.cat(z), torch.cat(y)
 
-    @torch.no_grad()
     def look_at_holdout(self) -> dict[str, float]:
-        """The moving average on the held-out normal clips.
-
-        Returns:
-            holdout_loss, cross-entropy of the margin logits; holdout_accuracy; own_cosine and other_cosine, the mean
-            cosine between two of these clips of the same and of different machine IDs.
-        """
-        z, y = self.average_embeddings(self.pictures, self.held_rows)
-        cosine, same = z @ z.T, y[:, None] == y[None, :]
-        of_pairs = ~torch.eye(len(z), dtype=torch.bool, device=self.device)
-        found = dict(own_cosine=cosine[same & of_pairs].mean().item(), other_cosine=cosine[~same].mean().item())
-        if self.recipe.loss == "supcon":
-            return dict(holdout_loss=float("nan"), holdout_accuracy=float("nan")) | found
-        loss = functional.cross_entropy(self.average.logits(z, y), y).item()
-        right = (self.average.logits(z, y, margin=0.0).argmax(1) == y).float().mean().item()
-        return dict(holdout_loss=loss, holdout_accuracy=right) | found
+        """The moving average on the held-out normal clips, as ``look`` gives it."""
+        return look(self.average, *self.average_embeddings(self.pictures, self.held_rows))
 
     def finish_epoch(self, losses: dict[str, float]) -> None:
         """Choose the epoch, extend the log, write the checkpoint.
@@ -398,14 +371,14 @@ class Run:
             raise BadInput(f"epoch {self.epoch + 1}: the training loss is not finite; lower the learning rate")
         self.team.agree(self.live + self.averaged)  # BatchNorm statistics differ where each process has its own
         names = ("holdout_loss", "holdout_accuracy", "own_cosine", "other_cosine")
-        look = self.look_at_holdout() if len(self.held_rows) else dict.fromkeys(names, float("nan"))
-        loss = look["holdout_loss"]
+        seen = self.look_at_holdout() if len(self.held_rows) else dict.fromkeys(names, float("nan"))
+        loss = seen["holdout_loss"]
         chosen = not loss >= self.best_loss  # without held-out clips, or classes, the last epoch
         if chosen:
             self.best_loss = loss
             self.best = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
         rate = learning_rate(self.recipe, self.epoch)
-        self.log.append(dict(epoch=self.epoch + 1, learning_rate=rate, **losses, **look, chosen=chosen))
+        self.log.append(dict(epoch=self.epoch + 1, learning_rate=rate, **losses, **seen, chosen=chosen))
         if self.watching is not None:
             z, y = self.average_embeddings(self.watching, np.arange(len(self.watching.y)))
             self.watched.append(self.average.score_embeddings(z, y).half().cpu())
@@ -474,21 +447,6 @@ class Run:
         if self.out is not None and self.team.first:
             model.save(self.out / DETECTOR)
         return model
-
-
-def nothing_learned(log: list[dict[str, Any]]) -> str:
-    """A warning if the chosen epoch's average had learned nothing and the last one had; else empty. See chapter 9.
-
-    If clips and centres all point one way, the loss can be lower than that of an average that tells machines apart.
-    """
-    chosen, last = [row for row in log if row["chosen"]][-1], log[-1]
-    if not (chosen["other_cosine"] > ONE_WAY and last["holdout_accuracy"] > chosen["holdout_accuracy"] + MORE):
-        return ""
-    first, then = (
-        f"epoch {row['epoch']} (held-out loss {row['holdout_loss']:.2f}, names {row['holdout_accuracy']:.0%} of clips)"
-        for row in (chosen, last)
-    )
-    return f"{first} is chosen, but its embeddings all point one way; {then} tells machines apart; see the log"
 
 
 def fit_input(recipe: Recipe, clips: pd.DataFrame) -> Recipe:

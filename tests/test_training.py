@@ -19,7 +19,8 @@ import osscl_lite as ol
 from osscl_lite import training
 from osscl_lite.detector import Detector, Standardise
 from osscl_lite.errors import BadInput
-from osscl_lite.training import Run, fit, hold_out, learning_rate
+from osscl_lite.holdout import hold_out
+from osscl_lite.training import Run, fit, learning_rate
 
 SMALL = dict(width=8, embedding=16, reduction=8, batch_size=7, epochs=3, holdout=0.2)
 

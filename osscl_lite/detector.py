@@ -17,7 +17,7 @@ from osscl_lite.data.waveforms import hall_versions
 from osscl_lite.errors import BadInput
 from osscl_lite.features import FrontEnd, LogMel, bands_below
 from osscl_lite.files import fitting, read_tensors, write_tensors
-from osscl_lite.losses import arcface_logits
+from osscl_lite.losses import arcface_logits, log_odds_against
 from osscl_lite.mobilefacenet import MobileFaceNet
 from osscl_lite.perturbation import FeaturePerturbationHead, unit_sphere
 from osscl_lite.recipe import Recipe
@@ -259,10 +259,12 @@ class Detector(Scorer, nn.Module):
     def score_embeddings(self, z: Tensor, machine_labels: Tensor, margin: float | None = None) -> Tensor:
         """The score from embeddings; ``margin=0`` gives plain cross-entropy: (B, E), (B,) -> (B,).
         Explained in chapter 6.
+
+        Log-softmax in single precision would give the same 0 to every clip whose p is above 1 - 6e-8.
         """
         machine_labels = torch.as_tensor(machine_labels, device=self.device)
         logits = self.logits(z.to(self.device), machine_labels, margin)
-        return functional.cross_entropy(logits, machine_labels, reduction="none")
+        return functional.softplus(log_odds_against(logits, machine_labels))
 
     def save(self, path: str | Path) -> None:
         """Write weights, recipe and machine names as one .safetensors file, whole or not at all.

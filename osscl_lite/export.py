@@ -23,6 +23,7 @@ from osscl_lite.detector import Detector, Scorer, check_format
 from osscl_lite.errors import BadInput
 from osscl_lite.features import LogMel, TFgramNet
 from osscl_lite.files import check_kind, write_whole
+from osscl_lite.losses import log_odds_against
 from osscl_lite.recipe import Recipe
 
 OUTPUTS = ["scores", "embeddings"]
@@ -162,8 +163,8 @@ class Graph(nn.Module):
 
     def forward(self, inputs: Tensor, machine_labels: Tensor) -> tuple[Tensor, Tensor]:
         z = self.model(inputs, inputs if self.model.log_mel is None else self.model.log_mel(inputs))
-        logits = self.model.logits(z, machine_labels)
-        return logits.logsumexp(1) - logits.gather(1, machine_labels[:, None]).squeeze(1), z  # cross-entropy
+        odds = log_odds_against(self.model.logits(z, machine_labels), machine_labels)
+        return torch.log(1 + odds.double().exp()).float(), z  # ONNX Runtime's Softplus would round small ones to 0
 
 
 def export(model: Detector, path: str | Path) -> None:

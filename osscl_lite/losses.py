@@ -52,6 +52,16 @@ def arcface_logits(z: Tensor, weight: Tensor, y_a: Tensor, margin: float, scale:
     return scale * cosine.scatter(1, y_a[:, None], shifted.to(cosine.dtype))
 
 
+def log_odds_against(logits: Tensor, y: Tensor) -> Tensor:
+    """log((1 - p) / p) of the softmax's p at y: (B, C), (B,) -> (B,). Explained in chapter 6.
+
+    1 - p is the sum over the other classes, and the softmax's denominator cancels: exact where p rounds to 0 or 1.
+    Its softplus is the cross-entropy, without the ties of clips whose p rounds to 1.
+    """
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    return logits.scatter(1, y[:, None], -torch.inf).logsumexp(1) - own
+
+
 def noisy_arcmix(logits: Tensor, y_a: Tensor, y_b: Tensor, lam: float | Tensor) -> Tensor:
     """Noisy-ArcMix (eq. 2): the margin sits on y_a in both terms. Explained in chapter 3.
 

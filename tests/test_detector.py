@@ -63,6 +63,17 @@ def test_the_score_is_cross_entropy_with_the_margin():
         )
 
 
+def test_clips_that_are_surely_their_own_machine_do_not_tie():
+    weight = functional.normalize(MODEL.class_weight.detach(), dim=1)
+    labels = torch.arange(len(MODEL.machines))
+    scores = MODEL.score_embeddings(weight, labels, margin=0.0)  # cosine 1 to the own centre
+    logits = MODEL.logits(weight, labels, margin=0.0).detach()
+    assert (functional.cross_entropy(logits, labels, reduction="none") == 0).any()
+    exact = functional.cross_entropy(logits.double(), labels, reduction="none")
+    torch.testing.assert_close(scores.double(), exact, rtol=1e-4, atol=1e-15)
+    assert len(scores.unique()) == len(scores)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=9))
 def test_a_score_does_not_depend_on_batch_mates(rows):

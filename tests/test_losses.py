@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -222,3 +223,18 @@ def test_mixup_at_one_changes_nothing_and_needs_no_sound():
     picture, y = torch.randn(4, 3, 2), torch.arange(4)
     nothing, mixed, y_a, _ = losses.mixup(None, picture, y, torch.tensor(1.0), torch.tensor([3, 2, 1, 0]))
     assert nothing is None and torch.equal(mixed, picture) and torch.equal(y_a, y)
+
+
+def test_log_odds_are_exact_where_the_probability_is_not():
+    logits = np.random.default_rng(0).normal(0, 3, (50, 5))
+    logits[0, 2], logits[1, 2] = 150, -150  # p rounds to 1, and to 0
+    y = np.full(50, 2)
+    y[2:] = np.arange(48) % 5
+    powers = np.exp(logits.astype(np.longdouble))
+    own = powers[np.arange(50), y]
+    others = np.array([np.delete(row, place).sum() for row, place in zip(powers, y, strict=True)])  # 1 - p would be 0
+    expected = np.log(others / own).astype(float)
+    scores = losses.log_odds_against(torch.tensor(logits, dtype=torch.float32), torch.tensor(y))
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+    plain = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(y), reduction="none")
+    torch.testing.assert_close(torch.nn.functional.softplus(scores), plain.float(), rtol=1e-4, atol=1e-5)

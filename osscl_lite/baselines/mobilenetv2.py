@@ -24,6 +24,7 @@ from torch.nn import functional
 from osscl_lite._torchvision import import_torchvision
 from osscl_lite.baselines.windows import Network, Windowed, WindowRecipe, fit_windows
 from osscl_lite.errors import BadInput
+from osscl_lite.losses import log_odds_against
 
 SIZES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -82,15 +83,6 @@ class MobileNetV2(Network):
 
     def score(self, windows: Tensor, y: Tensor) -> Tensor:
         return log_odds_against(self(windows), y)
-
-
-def log_odds_against(logits: Tensor, y: Tensor) -> Tensor:
-    """log((1 - p) / p) of the softmax's p at y: (B, K), (B,) -> (B,).
-
-    1 - p is the sum over the other classes, and the softmax's denominator cancels: exact where p rounds to 0 or 1.
-    """
-    own = functional.one_hot(y, logits.shape[1]).bool()
-    return logits.masked_fill(own, -torch.inf).logsumexp(1) - logits[own]
 
 
 def fit(

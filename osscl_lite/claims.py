@@ -320,9 +320,9 @@ def by_method(records: Records, systems: list[str]) -> pd.DataFrame:
     """
     rows = []
     for system in systems:
-        runs = records.runs(system)
-        for method in [way for way in METHODS if way in runs[0].scores.methods] if runs else ():
-            for measure, (table, column) in _AVERAGES.items():
+        for method in METHODS:
+            runs = [run for run in records.runs(system) if method in run.scores.methods]
+            for measure, (table, column) in _AVERAGES.items() if runs else ():
                 values = np.array([cell(run, table, column, "mean", method) for run in runs])
                 gains = values - [cell(run, table, column) for run in runs]
                 many = len(runs) > 1

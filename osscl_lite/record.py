@@ -35,7 +35,7 @@ SPEED = RESULTS / "speed"
 PAPER_SCORE = "paper's score"
 LABELS = ("normal", "anomaly", "unknown")
 DECIMALS = 6  # of the AUCs in a record; the scores beside it are whole
-METHODS = (
+METHODS = (  # of a detector; records of before its score was free of ties (chapter 6) lack the second
     PAPER_SCORE,
     "cross-entropy without margin",
     "1-NN on embeddings",
@@ -338,7 +338,7 @@ def load_recorded(data: str, recipe: str, seed: int, folder: Path = RESULTS) -> 
 
 
 def summary(results: Sequence[dict[str, Any]], average: str = "mean", value: str = "auc") -> pd.DataFrame:
-    """Mean over runs with a 95 % interval, a row a method, a column a machine type. Explained in chapter 6.
+    """Mean over runs with a 95 % interval, a row a method that all have, a column a type. Explained in chapter 6.
 
     Args:
         results: from ``read_results``.
@@ -348,7 +348,7 @@ def summary(results: Sequence[dict[str, Any]], average: str = "mean", value: str
         DataFrame indexed by (method, "value" or "±"), in percent.
     """
     rows = {}
-    for method in results[0]["methods"]:
+    for method in [way for way in results[0]["methods"] if all(way in result["methods"] for result in results)]:
         tables = [pd.DataFrame(result["methods"][method]["auc"]).set_index("machine_type") for result in results]
         runs = pd.DataFrame([table.loc[table["average"].eq(average), value] for table in tables])
         both = {column: interval(100 * runs[column].to_numpy(float)) for column in runs}

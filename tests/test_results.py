@@ -145,7 +145,7 @@ def test_shipped_records_are_named_after_their_seed_and_data(path):
     result = json.loads(path.read_text())
     assert path.stem.endswith(f"-seed{result['seed']}") and path.stem.startswith(result["data"])
     own = METHODS if "log" in result else (PAPER_SCORE,)
-    assert tuple(result["methods"]) == own and result["recipe"]["seed"] == result["seed"]
+    assert tuple(result["methods"]) in (own, own[:1] + own[2:]) and result["recipe"]["seed"] == result["seed"]
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*-seed*.npz")), ids=lambda path: path.stem)
@@ -153,6 +153,7 @@ def test_shipped_records_follow_from_their_scores(path):
     result = json.loads(path.with_suffix(".json").read_text())
     scores = read_scores(result)
     assert (LAST_EPOCH in scores.methods) == ("log" in result)
+    assert not (scores.methods.get(METHODS[1], np.ones(1)) == 0).any()  # that would be ties
     for method, values in scores.methods.items():
         if method == LAST_EPOCH:
             continue  # has no numbers in the record

@@ -14,6 +14,7 @@ from scipy.stats import t as student
 
 from osscl_lite.bootstrap import over_types, paired_interval
 from osscl_lite.errors import BadInput
+from osscl_lite.holdout import ONE_WAY
 from osscl_lite.record import LAST_EPOCH, METHODS, PAPER_SCORE
 from osscl_lite.tables import (
     HERE,
@@ -391,7 +392,8 @@ def seed_noise(records: Records, level: float = 0.95) -> pd.DataFrame:
     The standard deviation over seeds is pooled over the systems of the table that have at least two seeds (per-ID
     means; on the generated hall a seed draws the clips too). Two single runs of one system then differ by less than
     ``noise`` = t * sqrt(2) * sd in 95 of 100 cases, t of Student with the pooled degrees of freedom. It is the scatter
-    on this data and at this size that is meant, not that of the paper's own runs, which it does not give.
+    on this data and at this size that is meant, not that of the paper's own runs, which it does not give. Detectors
+    whose embeddings all point one way are left out: they learned nothing, and others of their system did.
 
     Returns:
         Columns table, sentence, first, second, column, printed, sd, freedom, noise, within (printed difference at most
@@ -402,7 +404,8 @@ def seed_noise(records: Records, level: float = 0.95) -> pd.DataFrame:
         for column in claim.columns:
             squares, freedom = 0.0, 0
             for system in records.systems(claim.table).values():
-                values = np.array([cell(run, claim.table, column) for run in records.runs(system)])
+                runs = [run for run in records.runs(system) if not _points_one_way(run)]
+                values = np.array([cell(run, claim.table, column) for run in runs])
                 if len(values) > 1 and np.isfinite(values).all():
                     squares += ((values - values.mean()) ** 2).sum()
                     freedom += len(values) - 1
@@ -414,3 +417,9 @@ def seed_noise(records: Records, level: float = 0.95) -> pd.DataFrame:
             rows.append((*what, shown, sd, freedom, noise, within))
     columns = ["table", "sentence", "first", "second", "column", "printed", "sd", "freedom", "noise", "within"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _points_one_way(run: Run) -> bool:
+    """Whether the log of a detector says so of its chosen epoch."""
+    log, chosen = run.result.get("log", {}), run.result.get("chosen")
+    return "other_cosine" in log and log["other_cosine"][chosen - 1] > ONE_WAY

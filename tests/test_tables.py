@@ -482,3 +482,15 @@ def test_seed_noise_is_pooled_over_systems_and_judges_printed_differences(record
     assert row["within"] == (abs(row["printed"]) <= row["noise"])
     one = seed_noise(Records("hall-book", records.folder, seeds=[0]))
     assert one["noise"].isna().all() and one["within"].isna().all()
+
+
+def test_seed_noise_leaves_out_detectors_that_learned_nothing(tmp_path):
+    for seed in range(3):
+        path = write_record(tmp_path, "hall-book", "logmel-osscl-r8", seed, test_clips())
+        result = json.loads(path.read_text())
+        result["log"]["other_cosine"] = [1.0, 1.0 if seed == 1 else 0.2, 0.1]  # the second epoch is chosen
+        path.write_text(json.dumps(result))
+    frame = seed_noise(Records("hall-book", tmp_path))
+    row = frame[frame["table"].eq(6)].iloc[0]
+    pair = [cell(run, 6, row["column"]) for run in Records("hall-book", tmp_path, seeds=[0, 2]).runs("logmel-osscl-r8")]
+    assert row["freedom"] == 1 and row["sd"] == pytest.approx(np.std(pair, ddof=1))

@@ -337,7 +337,7 @@ def epoch_choice(records: Records, system: str) -> pd.DataFrame:
     Explained in chapter 9.
 
     Against it stands the epoch with the highest AUC + pAUC on the development test clips, as CLP-SCF's program chooses.
-    All values come from the scores kept after each epoch, which are coarser than those of the tables.
+    All values come from what was kept after each epoch: ranks, or in older records scores in half precision, which tie.
 
     Returns:
         Columns seed, choice ("normal clips", "test clips", "last epoch"), epoch, AUC, pAUC (percent, per-ID means).

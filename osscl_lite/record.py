@@ -56,7 +56,8 @@ def score_all(model: Detector, clips: pd.DataFrame) -> dict[str, np.ndarray]:
         clips: a table with training and test clips.
 
     Returns:
-        Method (one of ``METHODS``) -> scores of the rows of split test, in their order.
+        Method (one of ``METHODS``) -> scores of the rows of split test, in their order. The two without a network hear
+        all bands, whatever ``highest_hz`` says.
     """
     is_test = clips["split"].eq("test").to_numpy()
     machines = (clips["machine_type"] + "/" + clips["machine_id"]).to_numpy()
@@ -188,7 +189,8 @@ def scores_file(test: pd.DataFrame, scores: dict[str, np.ndarray], epochs: np.nd
 
     Args:
         test: test clips, N of them.
-        scores: method -> (N,); ``epochs``: (E, N), the paper's score after each epoch, or None.
+        scores: method -> (N,); ``epochs``: (E, N), the paper's score after each epoch, or None. Of these the ranks are
+            kept, in half of the room: all that an AUC asks for.
     """
     names, machine = np.unique(test["machine_type"] + "/" + test["machine_id"], return_inverse=True)
     arrays = dict(
@@ -200,7 +202,7 @@ def scores_file(test: pd.DataFrame, scores: dict[str, np.ndarray], epochs: np.nd
         scores=np.stack(list(scores.values())),
     )
     if epochs is not None:
-        arrays["epochs"] = epochs
+        arrays["epochs"] = np.stack([np.unique(row, return_inverse=True)[1] for row in epochs]).astype(np.uint16)
     if "background" in test:
         arrays["background"] = test["background"].to_numpy(np.int32)
     if "band" in test:
@@ -219,7 +221,8 @@ class Scores:
     Attributes:
         clips: its N test clips, with what ``evaluate`` and ``by_band`` need.
         methods: method -> scores, (N,).
-        epochs: the paper's score of the moving average after each epoch, (E, N), or None.
+        epochs: ranks of the paper's score of the moving average after each epoch, (E, N), or None. In older records
+            the scores themselves, in half precision, which ties those that lie close together.
     """
 
     clips: pd.DataFrame

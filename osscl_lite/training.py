@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from hashlib import blake2b
 from math import cos, isfinite, pi
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def fit(
     Returns:
         The moving average of the weights at the epoch with the lowest cross-entropy on held-out normal clips (the last
         epoch for loss "supcon", which knows no classes), in eval mode; ``log`` holds one row an epoch, ``watched``
-        (epochs, N) scores, float16, ``last`` the state of the last epoch.
+        (epochs, N) scores, ``last`` the state of the last epoch.
 
     Warns:
         UserWarning: if the chosen epoch had learned nothing and the last one had (chapter 9).
@@ -282,6 +283,9 @@ class Run:
         self.best = {name: tensor.clone() for name, tensor in average.items()}
         watches = None if watch is None else fingerprint(watch)
         self.identity = dict(recipe=recipe.to_dict(), machines=machines, clips=fingerprint(clips), watch=watches)
+        if start is not None:
+            weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in start.state_dict().values())
+            self.identity["start"] = blake2b(weights, digest_size=8).hexdigest()
         if out is not None:
             self.resume()
         if not self.team.all_say(json.dumps([self.identity, self.epoch]), device):
@@ -381,7 +385,7 @@ class Run:
         self.log.append(dict(epoch=self.epoch + 1, learning_rate=rate, **losses, **seen, chosen=chosen))
         if self.watching is not None:
             z, y = self.average_embeddings(self.watching, np.arange(len(self.watching.y)))
-            self.watched.append(self.average.score_embeddings(z, y).half().cpu())
+            self.watched.append(self.average.score_embeddings(z, y).cpu())
         self.epoch += 1
         if self.out is not None and self.team.first:
             self.write_checkpoint()
@@ -421,7 +425,7 @@ class Run:
 
         self.model.load_state_dict(part("live"))
         self.average.load_state_dict(part("average"))
-        self.best, self.watched = part("best"), list(tensors.get("watched", ()))
+        self.best, self.watched = part("best"), [scores.float() for scores in tensors.get("watched", ())]
         moments = part("optimizer")
         for name, parameter in self.learning():
             self.optimizer.state[parameter] = {

@@ -1,5 +1,7 @@
 """Every system of the tables that trains as a detector: a planted fault is found, and not from shuffled names."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -61,6 +63,12 @@ def test_the_second_stage_goes_on_from_the_first(planted, tmp_path):
     again = clp_scf.fit(recipe, planted, device="cpu", out=tmp_path, progress=False, watch=planted[:5])
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
+    other = deepcopy(model.earlier[0])
+    other.network.load_state_dict({name: 2 * tensor for name, tensor in other.network.state_dict().items()})
+    with pytest.raises(BadInput, match="another start"):  # a second stage goes on from its own first one only
+        clp_scf.training.fit(
+            recipe, planted, device="cpu", out=tmp_path / "second-stage", progress=False, watch=planted[:5], start=other
+        )
 
 
 def training_rate(recipe, epoch):

@@ -1,7 +1,8 @@
 """Scores without training: Mahalanobis distance and nearest neighbours, one model per machine ID.
 Explained in chapters 2 and 6.
 
-Both work on any vectors: mean Log-Mels of clips, or a detector's embeddings.
+Both work on any vectors, mean Log-Mels of clips or a detector's embeddings, and in double precision: embeddings that
+nearly point one way are at distance 0 in single precision, and still differ.
 """
 
 import numpy as np
@@ -46,6 +47,7 @@ def mahalanobis(
     Returns:
         (M,) scores, higher is more anomalous; NaN for a machine without training clips.
     """
+    train, test = np.asarray(train, np.float64), np.asarray(test, np.float64)
     scores = np.full(len(test), np.nan)
     for machine in np.unique(test_machines):
         own, rows = train[train_machines == machine], test_machines == machine
@@ -67,6 +69,7 @@ def nearest_neighbour(
     Returns:
         (M,) scores, higher is more anomalous; NaN for a machine without training clips.
     """
+    train, test = np.asarray(train, np.float64), np.asarray(test, np.float64)
     scores = np.full(len(test), np.nan)
     for machine in np.unique(test_machines):
         own, rows = train[train_machines == machine], test_machines == machine

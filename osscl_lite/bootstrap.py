@@ -22,8 +22,8 @@ def draw_weights(clips: pd.DataFrame, key: str, draws: int = DRAWS) -> np.ndarra
     """How often each clip is in each draw. Explained in chapter 9.
 
     Args:
-        clips: N test clips with machine_type, machine_id, label, and where the source has it background (negative:
-            none). Units that are drawn are clips, or the clips of a background; a unit is replaced by one that has the
+        clips: N test clips with machine_type, machine_id, label, and where the source has it background. Units
+            that are drawn are clips, or the clips of a background; a unit is replaced by one that has the
             same numbers of clips of the same machine IDs and labels, so each ID keeps its numbers of both labels.
         key: seeds the draws; the same key and clips give the same ones.
         draws: how many.
@@ -32,10 +32,7 @@ def draw_weights(clips: pd.DataFrame, key: str, draws: int = DRAWS) -> np.ndarra
         (1 + draws, N) uint8; row 0 is all ones, the clips as they are.
     """
     stratum = pd.factorize(clips["machine_type"] + "/" + clips["machine_id"] + "/" + clips["label"])[0]
-    unit = np.arange(len(clips))
-    if "background" in clips:
-        background = clips["background"].to_numpy()
-        unit = np.where(background >= 0, len(clips) + background, unit)
+    unit = clips["background"] if "background" in clips else np.arange(len(clips))
     unit = np.unique(unit, return_inverse=True)[1]
     if unit.max(initial=-1) + 1 == len(clips):
         kind = stratum

@@ -78,6 +78,23 @@ def test_read_back_they_give_the_tokens_that_the_library_gives(published, capfd)
 
 
 @torch.no_grad()
+def test_tokens_of_padding_are_left_out_and_masks_lie_on_sound(published):
+    ast, short = AST.read(published / "ast").eval(), WAVES[:, :16_000]  # 98 of 208 frames
+    picture = ast.heard(short)  # (B, frames, bands)
+    assert (picture[:, 98:] == picture[0, -1, 0]).all() and (picture[:, 97] != picture[0, -1, 0]).any()
+    tokens = ast.network(picture).last_hidden_state[:, 2:].unflatten(1, (8, 13))
+    assert torch.equal(ast(short), tokens[:, :, :7].flatten(1, 2))  # patches begin every 16 frames
+    seen = []
+    hook = ast.network.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    torch.manual_seed(0)
+    for _ in range(20):
+        ast(short, 0.5, 0.0)
+    hook.remove()
+    masked = torch.stack([(one != picture).any(2) for one in seen])  # (20, B, frames)
+    assert not masked[..., 98:].any() and 10 < masked.sum(2).float().mean() < 40
+
+
+@torch.no_grad()
 def test_older_names_of_the_same_weights_are_known(published, tmp_path):
     folder = copy_of(published / "wavlm", tmp_path / "wavlm")
     tensors = load_file(folder / "model.safetensors")

@@ -21,6 +21,7 @@ from osscl_lite._torchvision import import_torchvision
 from osscl_lite.data import SAMPLE_RATE
 from osscl_lite.errors import BadInput
 
+KALDI_WINDOW, KALDI_HOP = 400, 160  # samples of a frame of Kaldi's Mel bands at 16 kHz, and from one to the next
 SOURCES = {  # which weights, and where they are published
     "wavlm": "microsoft/wavlm-large (https://huggingface.co/microsoft/wavlm-large)",
     "ast": "MIT/ast-finetuned-audioset-10-10-0.4593 (https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593)",
@@ -146,7 +147,8 @@ class AST(Published):
     """Audio spectrogram transformer (Gong et al., Interspeech 2021): a token a patch of 16 frames x 16 bands.
 
     Its picture has 128 Kaldi Mel bands and always as many frames as it was trained with (1024, 10.24 s): longer clips
-    are cut, shorter ones padded, so that its position embeddings stay in place.
+    are cut, shorter ones padded, so that its position embeddings stay in place. Masks lie on frames that hold sound,
+    and tokens of padding alone are left out.
     """
 
     name, model_type, config, model = "ast", "audio-spectrogram-transformer", "ASTConfig", "ASTModel"
@@ -161,11 +163,16 @@ class AST(Published):
     def forward(self, waveforms: Tensor, time_mask: float = 0.0, frequency_mask: float = 0.0) -> Tensor:
         picture = self.heard(waveforms).transpose(1, 2)  # (B, bands, frames)
         bands, frames = picture.shape[1:]
+        sound = min(frames, max(1, 1 + (waveforms.shape[1] - KALDI_WINDOW) // KALDI_HOP))  # frames that are no padding
         transforms = import_torchaudio().transforms
-        picture = transforms.TimeMasking(round(time_mask * frames), iid_masks=True)(picture)
+        masked = transforms.TimeMasking(round(time_mask * sound), iid_masks=True)(picture[:, :, :sound])
+        picture = torch.cat([masked, picture[:, :, sound:]], 2)
         picture = transforms.FrequencyMasking(round(frequency_mask * bands), iid_masks=True)(picture)
-        tokens = self.network(picture.transpose(1, 2)).last_hidden_state  # (B, 2 + patches, D)
-        return tokens[:, 2:]  # without the class and distillation tokens
+        tokens = self.network(picture.transpose(1, 2)).last_hidden_state[:, 2:]  # without class and distillation
+        stride, config = self.network.config.time_stride, self.network.config
+        across = 1 + (frames - config.patch_size) // stride  # patches in time; those of one band follow each other
+        heard = 1 + (sound - 1) // stride  # that begin before the sound ends
+        return tokens.unflatten(1, (-1, across))[:, :, :heard].flatten(1, 2)  # (B, patches, D)
 
 
 class WavLM(Published):

@@ -93,7 +93,8 @@ class Network(nn.Module):
 def cut(pictures: Tensor, context: int, stride: int) -> Tensor:
     """All windows of pictures as a view, nothing is copied: (N, frames, bands) -> (N, windows, bands, context).
 
-    A window never reaches over the end of its clip: there are 1 + (frames - context) // stride of them.
+    A window never reaches over the end of its clip: there are 1 + (frames - context) // stride of them, and with a
+    stride the last frames may be in none (of 313 frames, 32 and 32 leave out 25).
     """
     return pictures.unfold(1, context, stride)
 

@@ -377,7 +377,7 @@ def chosen_against_last(records: Records, system: str) -> pd.DataFrame:
 
 def loss_of_one_way(machines: int, margin: float, scale: float = 30.0) -> float:
     """Cross-entropy of the margin logits if all embeddings and all centres are one vector, in nats: what a detector
-    pays that has learned nothing. Explained in chapter 9.
+    pays that tells nothing apart. Explained in chapter 9.
 
     ln(1 + (machines - 1) exp(scale (1 - cos margin))), from ArcFace's logits: scale cos margin at the own machine,
     scale at every other.
@@ -393,7 +393,7 @@ def seed_noise(records: Records, level: float = 0.95) -> pd.DataFrame:
     means; on the generated hall a seed draws the clips too). Two single runs of one system then differ by less than
     ``noise`` = t * sqrt(2) * sd in 95 of 100 cases, t of Student with the pooled degrees of freedom. It is the scatter
     on this data and at this size that is meant, not that of the paper's own runs, which it does not give. Detectors
-    whose embeddings all point one way are left out: they learned nothing, and others of their system did.
+    whose embeddings all point one way are left out: they tell no machines apart, and others of their system do.
 
     Returns:
         Columns table, sentence, first, second, column, printed, sd, freedom, noise, within (printed difference at most

@@ -49,7 +49,7 @@ def look(model: Detector, z: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def nothing_learned(log: list[dict[str, Any]]) -> str:
-    """A warning if the chosen epoch's average had learned nothing and the last one had; else empty. See chapter 9.
+    """A warning if the chosen epoch's average tells no machines apart and the last one does; else empty. See chapter 9.
 
     If clips and centres all point one way, the loss can be lower than that of an average that tells machines apart.
     """

@@ -67,7 +67,7 @@ def fit(
         (epochs, N) scores, ``last`` the state of the last epoch.
 
     Warns:
-        UserWarning: if the chosen epoch had learned nothing and the last one had (chapter 9).
+        UserWarning: if the chosen epoch's average tells no machines apart and the last one does (chapter 9).
 
     Raises:
         BadInput: no training clips, fewer than two machine IDs, clips that cannot be read, an ``out`` folder that
@@ -439,7 +439,7 @@ class Run:
         self.best_loss = float("inf") if about["best_loss"] is None else about["best_loss"]
 
     def finish(self) -> Detector:
-        """Return the chosen epoch's average and write it beside the log; warn if nothing was learned by then."""
+        """Return the chosen epoch's average and write it beside the log; warn if it tells nothing apart."""
         model = self.average
         model.last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.best)

@@ -22,9 +22,9 @@ def draw_weights(clips: pd.DataFrame, key: str, draws: int = DRAWS) -> np.ndarra
     """How often each clip is in each draw. Explained in chapter 9.
 
     Args:
-        clips: N test clips with machine_type, machine_id, label, and where the source has it background. Units
-            that are drawn are clips, or the clips of a background; a unit is replaced by one that has the
-            same numbers of clips of the same machine IDs and labels, so each ID keeps its numbers of both labels.
+        clips: N test clips with machine_type, machine_id, label, and where the source has it background. Units that
+            are drawn are clips, or the clips of a background; a unit is replaced by one that has the same numbers of
+            clips of the same machine IDs and labels, so each ID keeps its numbers of both labels.
         key: seeds the draws; the same key and clips give the same ones.
         draws: how many.
 

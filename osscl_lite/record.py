@@ -202,7 +202,8 @@ def scores_file(test: pd.DataFrame, scores: dict[str, np.ndarray], epochs: np.nd
         scores=np.stack(list(scores.values())),
     )
     if epochs is not None:
-        arrays["epochs"] = np.stack([np.unique(row, return_inverse=True)[1] for row in epochs]).astype(np.uint16)
+        ranks = np.stack([np.unique(row, return_inverse=True)[1] for row in epochs])
+        arrays["epochs"] = ranks.astype(np.uint16 if len(test) <= 2**16 else np.uint32)
     if "background" in test:
         arrays["background"] = test["background"].to_numpy(np.int32)
     if "band" in test:

@@ -169,9 +169,9 @@ class AST(Published):
         picture = torch.cat([masked, picture[:, :, sound:]], 2)
         picture = transforms.FrequencyMasking(round(frequency_mask * bands), iid_masks=True)(picture)
         tokens = self.network(picture.transpose(1, 2)).last_hidden_state[:, 2:]  # without class and distillation
-        stride, config = self.network.config.time_stride, self.network.config
-        across = 1 + (frames - config.patch_size) // stride  # patches in time; those of one band follow each other
-        heard = 1 + (sound - 1) // stride  # that begin before the sound ends
+        config = self.network.config
+        across = 1 + (frames - config.patch_size) // config.time_stride  # patches in time, one band after the other
+        heard = 1 + (sound - 1) // config.time_stride  # that begin before the sound ends
         return tokens.unflatten(1, (-1, across))[:, :, :heard].flatten(1, 2)  # (B, patches, D)
 
 

@@ -22,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
+from scipy.signal import resample_poly
 
 from osscl_lite.data.waveforms import SAMPLE_RATE
 
@@ -51,8 +52,10 @@ def webp(figure: Figure, quality: int = 80, colours: int | None = None) -> bytes
     return small.getvalue()
 
 
-def ogg(waveform: ArrayLike, sample_rate: int = SAMPLE_RATE) -> bytes:
-    """A sound as an OGG Vorbis file. Used from chapter 1 on.
+def mp3(waveform: ArrayLike, sample_rate: int = SAMPLE_RATE) -> bytes:
+    """A sound as an MP3 file, which all browsers play, those of older phones too. Used from chapter 1 on.
+
+    Of at least 32 kHz: at 16 kHz the encoder would leave out what is above 7 kHz.
 
     Args:
         waveform: (L,), int16 or float in [-1, 1], mono.
@@ -60,8 +63,9 @@ def ogg(waveform: ArrayLike, sample_rate: int = SAMPLE_RATE) -> bytes:
     Raises:
         ValueError: if it is not one channel, is empty or holds NaN or infinity.
     """
-    file = io.BytesIO()
-    soundfile.write(file, to_float(waveform), sample_rate, format="OGG", subtype="VORBIS")
+    file, times = io.BytesIO(), max(1, 32_000 // sample_rate)
+    sound = resample_poly(to_float(waveform), times, 1)
+    soundfile.write(file, sound, times * sample_rate, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
     return file.getvalue()
 
 
@@ -88,7 +92,7 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def audio_tag(sound: bytes, label: str, extra: str = "") -> str:
-    name, source = escape(label), _uri("audio/ogg", sound)
+    name, source = escape(label), _uri("audio/mpeg", sound)
     return f'<audio controls preload="metadata" aria-label="{name}" src="{source}" onplay="{ALONE}" {extra}></audio>'
 
 
@@ -126,7 +130,7 @@ def players(sounds: Sequence[tuple[str, ArrayLike]], *, sample_rate: int = SAMPL
     boxes = "".join(
         '<div style="flex:1 1 14rem;min-width:0;max-width:22rem">'
         f'<div style="font-weight:600">{escape(label)}</div>'
-        f"{audio_tag(ogg(waveform, sample_rate), label, STRETCH)}</div>"
+        f"{audio_tag(mp3(waveform, sample_rate), label, STRETCH)}</div>"
         for (label, _), waveform in zip(sounds, waveforms, strict=True)
     )
     return HTML(
@@ -221,7 +225,7 @@ def frame_player(
     Args:
         frames: WebP pictures, see ``webp``.
         labels: the controls' values at each frame, such as "0.5"; no two frames have the same.
-        sounds: OGG files, see ``ogg``; one a frame or none at all.
+        sounds: MP3 files, see ``mp3``; one a frame or none at all.
         alts: what each picture shows, in words.
         title: what the slider moves, such as "λ", or a title for each place of the tuples.
         start: the frame shown first.
@@ -252,8 +256,7 @@ def frame_player(
     if words is not None:
         data["words"] = list(words)
     if sounds is not None:
-        data |= dict(sounds=[_uri("audio/ogg", sound) for sound in sounds], names=names)
-    # an OGG file carries a random number, so the name comes from the rest and is the same in every build
+        data |= dict(sounds=[_uri("audio/mpeg", sound) for sound in sounds], names=names)
     key = blake2b(json.dumps([titles, paths, alts, pictures]).encode(), digest_size=5).hexdigest()
     said = "" if words is None else WORDS.format(escape(words[start]))
     if note:

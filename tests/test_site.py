@@ -243,12 +243,31 @@ def test_a_page_holds_at_most_three_megabytes_of_pictures_and_sounds(path):
     assert sum(map(len, parts)) <= 3_000_000
 
 
+TO_THE_END = """sources => Promise.all(sources.map(source => new Promise(done => {
+  const sound = new Audio(source);
+  sound.volume = 0;
+  sound.playbackRate = 4;
+  sound.onended = () => done("");
+  sound.onerror = () => done(sound.error.message);
+  sound.play().catch(() => {});  // the error says more
+})))"""
+
+
+@pytest.mark.parametrize("path", pages_with("data:audio"))
+def test_every_sound_plays_to_its_end(opened, path):
+    page, _ = opened(path)
+    sounds = re.findall(r"data:audio/[^\"')]+", (SITE / path).read_text(encoding="utf-8"))
+    for k in range(0, len(sounds), 8):
+        assert page.evaluate(TO_THE_END, sounds[k : k + 8]) == [""] * len(sounds[k : k + 8])
+
+
 PLAYING = "() => [...document.querySelectorAll('audio')].filter(a => !a.paused).length"
 
 
 @pytest.mark.parametrize("path", pages_with("<audio"))
 def test_one_sound_at_a_time_and_it_goes_on_when_the_slider_moves(opened, path):
     page, wrong = opened(path)
+    page.evaluate("() => document.querySelectorAll('audio').forEach(a => { a.loop = true; })")  # short ones would end
     sounds = page.locator("article audio")
     for k in range(min(2, sounds.count())):
         sounds.nth(k).evaluate("a => a.play()")

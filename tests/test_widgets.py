@@ -47,10 +47,18 @@ def scored(seed: int, shift: float) -> pd.DataFrame:
     return pd.concat([table, other])
 
 
-def test_ogg_keeps_the_sound_and_its_length():
-    heard, rate = soundfile.read(io.BytesIO(widgets.ogg(HIGH * 10, RATE)))
-    assert rate == RATE and heard.shape == HIGH.shape
-    assert np.argmax(np.abs(np.fft.rfft(heard))) == pytest.approx(3000 * len(HIGH) / RATE, abs=1)
+@pytest.mark.parametrize("hz", [200, 3000, 7400])
+def test_mp3_keeps_the_sound_and_its_length(hz):
+    sound = 0.5 * np.sin(2 * np.pi * hz * TIME)
+    heard, rate = soundfile.read(io.BytesIO(widgets.mp3(sound, RATE)))
+    assert rate == 2 * RATE and heard.shape == (2 * len(sound),)
+    assert np.argmax(np.abs(np.fft.rfft(heard))) == pytest.approx(hz * len(sound) / RATE, abs=1)
+    assert heard.std() == pytest.approx(sound.std(), rel=0.1)
+
+
+@pytest.mark.parametrize("rate, stored", [(8_000, 32_000), (22_050, 22_050), (48_000, 48_000)])
+def test_mp3_of_another_rate(rate, stored):
+    assert soundfile.info(io.BytesIO(widgets.mp3(LOW, rate))).samplerate == stored
 
 
 def test_int16_and_float_are_the_same_sound():
@@ -89,7 +97,7 @@ def test_every_player_has_a_name_for_eyes_and_ears():
 
 
 def test_frame_player_holds_every_frame():
-    frames, sounds = [picture(0), picture(1)], [widgets.ogg(LOW), widgets.ogg(HIGH)]
+    frames, sounds = [picture(0), picture(1)], [widgets.mp3(LOW), widgets.mp3(HIGH)]
     fragment = widgets.frame_player(
         frames, ["0", "1"], sounds=sounds, alts=["first", "</script>"], title="λ", start=1
     ).data
@@ -161,7 +169,7 @@ def test_a_drawing_of_few_colours_is_smaller_and_keeps_them():
 
 def test_frame_player_ids_are_stable_and_its_own():
     def uid(title: str) -> str:
-        sounds = [widgets.ogg(LOW), widgets.ogg(HIGH)]  # an OGG file differs each time
+        sounds = [widgets.mp3(LOW), widgets.mp3(HIGH)]
         fragment = widgets.frame_player(
             [picture(0), picture(1)], ["a", "b"], sounds=sounds, alts=["x", "y"], title=title
         )
@@ -182,9 +190,9 @@ def test_frame_player_refuses_what_does_not_fit(wrong):
 def test_mixup_frames_mix_as_the_recipe_does():
     frames = explorers.mixup_frames(LOW, HIGH, [0.0, 0.5, 1.0], short_log_mel, ("low", "high"))
     assert [len(part) for part in frames.values()] == [3, 3, 3, 3] and len(set(frames["frames"])) == 3
-    first, _ = soundfile.read(io.BytesIO(frames["sounds"][0]))
+    first, rate = soundfile.read(io.BytesIO(frames["sounds"][0]))
     last, _ = soundfile.read(io.BytesIO(frames["sounds"][2]))
-    peak_of = [np.argmax(np.abs(np.fft.rfft(x))) * RATE / len(x) for x in (first, last)]
+    peak_of = [np.argmax(np.abs(np.fft.rfft(x))) * rate / len(x) for x in (first, last)]
     assert peak_of == pytest.approx([3000, 200], abs=5)  # λ is the share of the first clip
     assert np.abs(first).max() > 3 * np.abs(last).max()  # one gain for all
     assert "50% low mixed with 50% high" in frames["alts"][1]

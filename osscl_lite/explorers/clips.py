@@ -22,7 +22,7 @@ from osscl_lite.data import load_waveforms, take
 from osscl_lite.data.waveforms import uncached
 from osscl_lite.detector import Detector
 from osscl_lite.explorers.alarms import written
-from osscl_lite.widgets import LOOP, amplified, audio_tag, dropdowns, ogg, picture_tag, webp
+from osscl_lite.widgets import LOOP, amplified, audio_tag, dropdowns, mp3, picture_tag, webp
 
 CHANNELS = ("Log-Mel", "Tgram", "TFgram")
 NORMAL = "normal"
@@ -56,7 +56,7 @@ def clip_frames(model: Detector, clips: pd.DataFrame, usual: Mapping[str, ArrayL
             figure = draw_clip(channels[row], scores[row], usual[machine], limits)
             found["frames"].append(webp(figure, QUALITY))
             found["labels"].append((*machine.split("/"), condition(clips.iloc[row])))
-            found["sounds"].append(ogg(sound))
+            found["sounds"].append(mp3(sound))
             found["alts"].append(f"{ALT} {_name(clips.iloc[row])}.")
             found["words"].append(f"{words} Played {gain:+.0f} dB.")
     return found
@@ -174,7 +174,7 @@ def clip_explorer(model: Detector, clips: pd.DataFrame) -> ipywidgets.Widget:
         (sound,), gain = amplified(list(sounds))
         words = f"{_name(clip)}: {place(scores[0], usual, condition(clip))} Played {gain:+.0f} dB."
         picture = picture_tag(webp(draw_clip(channels[0], scores[0], usual, limits)), f"{ALT} {words}")
-        shown.value = f"<div>{picture}</div><p>{words}</p><div>{audio_tag(ogg(sound), _name(clip), LOOP)}</div>"
+        shown.value = f"<div>{picture}</div><p>{words}</p><div>{audio_tag(mp3(sound), _name(clip), LOOP)}</div>"
 
     return ipywidgets.VBox(
         [*dropdowns([paths[row] for row in order], ("type", "ID", "condition", "clip"), show), shown]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from osscl_lite import plots
 from osscl_lite.losses import mixup
-from osscl_lite.widgets import LOOP, amplified, audio_tag, live, ogg, picture_tag, to_float, webp
+from osscl_lite.widgets import LOOP, amplified, audio_tag, live, mp3, picture_tag, to_float, webp
 
 
 def _mixed(pair: Tensor, log_mels: Tensor, lam: float) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +67,7 @@ def mixup_frames(
     return dict(
         frames=frames,
         labels=[f"{lam:g}" for lam in lams],
-        sounds=[ogg(waveform) for waveform in louder[2:]],
+        sounds=[mp3(waveform) for waveform in louder[2:]],
         alts=[_mixup_words(lam, names) for lam in lams],
     )
 
@@ -90,7 +90,7 @@ def mixup_explorer(
         waveform, mixed = _mixed(pair, log_mels, lam)
         louder, _ = amplified([*pair.numpy(), waveform])
         ax = plots.log_mel(mixed, limits=limits, title=f"λ = {lam:.2f}")
-        sound = audio_tag(ogg(louder[2]), f"Sound at λ = {lam:.2f}", LOOP)
+        sound = audio_tag(mp3(louder[2]), f"Sound at λ = {lam:.2f}", LOOP)
         return f"<div>{picture_tag(webp(ax.figure), _mixup_words(lam, names))}</div><div>{sound}</div>"
 
     return live(slider, show)

@@ -139,7 +139,7 @@ def is_recorded(job: Job, to: Path) -> bool:
         return False
     try:
         found = json.loads(path.read_bytes())
-        recipe, data = found["recipe"], found["fingerprint"]
+        recipe, data, _ = found["recipe"], found["fingerprint"], found["scores"]
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"{path}: not a readable record; delete it") from None
     mine = json.loads(json.dumps(job.recipe.to_dict()))
@@ -149,7 +149,7 @@ def is_recorded(job: Job, to: Path) -> bool:
     different += [] if data == fingerprint(load_clips(**job.source)) else ["clips"]
     if different:
         raise BadInput(f"{path}: a record of another {' and '.join(different)}; give another folder, or delete it")
-    return "scores" in found  # version 0.1.0 wrote none at first
+    return True
 
 
 def state(job: Job, to: Path, out: Path) -> str:

@@ -273,9 +273,7 @@ class Records:
             if any(self.folder.glob(f"{self.data}-{system}-seed*.json")):
                 results = read_results(self.data, system, folder=self.folder)
                 for result in sorted(results, key=lambda result: result["seed"]):
-                    if self.seeds is not None and result["seed"] not in self.seeds:
-                        continue
-                    if "scores" in result:  # version 0.1.0 wrote none at first
+                    if self.seeds is None or result["seed"] in self.seeds:
                         self._runs[system].append(Run(result, self.folder))
         return self._runs[system]
 

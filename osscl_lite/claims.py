@@ -357,8 +357,8 @@ def epoch_choice(records: Records, system: str) -> pd.DataFrame:
 
 def chosen_against_last(records: Records, system: str) -> pd.DataFrame:
     """What the choice of the epoch did to a detector: the chosen one and the last, development test clips.
-    Explained in chapter 9. In some older records of sound front ends the scores of the last epoch are in half
-    precision, which ties a few.
+    Explained in chapter 9. In a few older records, which it does not read so, the scores of the last epoch are in
+    half precision, which ties some.
 
     Returns:
         Columns seed, choice ("chosen", "last"), epoch, AUC, pAUC (percent, per-ID means), holdout_loss,

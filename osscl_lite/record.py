@@ -238,8 +238,11 @@ def read_scores(result: dict[str, Any], folder: Path = RESULTS) -> Scores:
     """Read the scores of a record, from ``read_results``. Explained in chapter 9.
 
     Raises:
-        BadInput: if the file is not there, or is not the one that the record was made with.
+        BadInput: if the record names no file, or it is not there, or is not the one that the record was made with.
     """
+    if "scores" not in result:
+        run = f"{result['recipe']['name']} on {result['data']}, seed {result['seed']}"
+        raise BadInput(f"{folder}: the record of {run}, names no scores; run it again")
     path = folder / result["scores"]["file"]
     try:
         content = path.read_bytes()
